@@ -1,0 +1,15 @@
+"""Errors that a user caused and can mend: their message is one sentence, shown without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Base of the errors that `experiments.train` prints as a sentence, leaving with status 2."""
+
+
+class DataError(UserError, RuntimeError):
+    """Data are missing or so bad that training on the rest would be wrong. The message names the file."""
+
+
+class ConfigError(UserError, ValueError):
+    """An option has a value that is not allowed. The message names the option, the value and the choices."""
