@@ -1,0 +1,143 @@
+"""Training and evaluation of a CTC speech recogniser: greedy decoding, WER and CER on every split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.text import CharErrorRate, WordErrorRate
+
+from experiments.asr.data import SpeechBatch
+from experiments.asr.text import Tokenizer
+from experiments.core.errors import ConfigError
+from experiments.core.module import TaskModule
+
+SAMPLES = 10
+
+
+def greedy_decode(log_probs: Tensor, lengths: Tensor, tokenizer: Tokenizer) -> list[str]:
+    """The most probable symbol of each frame, repeats merged, blanks dropped.
+
+    Args:
+        log_probs: (B, T, V).
+        lengths: (B,).
+    """
+    best = log_probs.argmax(dim=-1).cpu()  # (B, T)
+    texts = []
+    for frames, length in zip(best, lengths.tolist(), strict=True):
+        merged = torch.unique_consecutive(frames[:length]).tolist()
+        texts.append(tokenizer.decode([symbol for symbol in merged if symbol != tokenizer.blank]))
+    return texts
+
+
+class SplitScores(nn.Module):
+    """WER, CER and mean CTC loss of one split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wer, self.cer, self.loss = WordErrorRate(), CharErrorRate(), MeanMetric()
+
+    def update(self, hypotheses: list[str], references: list[str], loss: Tensor) -> None:
+        self.wer.update(hypotheses, references)
+        self.cer.update(hypotheses, references)
+        self.loss.update(loss, weight=len(references))
+
+    def compute_and_reset(self) -> dict[str, Tensor]:
+        metrics = {"wer": self.wer, "cer": self.cer, "loss": self.loss}
+        values = {name: metric.compute() for name, metric in metrics.items()}
+        for metric in metrics.values():
+            metric.reset()
+        return values
+
+
+class SpeechModule(TaskModule):
+    """CTC training: the loss is the negative log-probability of the transcript, per symbol.
+
+    Args:
+        augment: applied to the features of training batches, such as `experiments.asr.features.SpecAugment`; or None.
+        others: see `TaskModule`.
+    """
+
+    def __init__(self, *args: Any, augment: nn.Module | None = None, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self.augment = augment
+        self.scores = nn.ModuleDict()
+        self.kept: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        known = self.data.tokenizer.vocab_size
+        if known != self.model.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size must be {known}, the size of the tokenizer, got {self.model.vocab_size}"
+            )
+        for name in (*self.data.val_names, *self.data.test_names):
+            if name not in self.scores:
+                self.scores[name] = SplitScores().to(self.device)
+
+    def loss(self, batch: SpeechBatch, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch's loss, log-probabilities (B, T', V) and their lengths (B,)."""
+        log_probs, lengths = self.model(features, batch.feature_lengths)
+        loss = F.ctc_loss(
+            log_probs.transpose(0, 1),  # (T', B, V)
+            batch.targets,
+            lengths,
+            batch.target_lengths,
+            blank=self.data.tokenizer.blank,
+        )
+        return loss, log_probs, lengths
+
+    def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
+        features = batch.features
+        if self.augment is not None:
+            features = self.augment(features, batch.feature_lengths)
+        loss, _, _ = self.loss(batch, features)
+        self.log("train/loss_step", loss, batch_size=len(batch.ids))
+        return loss
+
+    def evaluate(self, split: str, batch: SpeechBatch) -> None:
+        loss, log_probs, lengths = self.loss(batch, batch.features)
+        hypotheses = greedy_decode(log_probs, lengths, self.data.tokenizer)
+        self.scores[split].update(hypotheses, batch.texts, loss)
+        kept = self.kept.setdefault(split, [])
+        for name, reference, hypothesis in zip(batch.ids, batch.texts, hypotheses, strict=True):
+            kept.append({"split": split, "id": name, "reference": reference, "hypothesis": hypothesis})
+
+    def report_splits(self, splits: list[str]) -> None:
+        for split in splits:
+            self.report({f"{split}/{k}": v for k, v in self.scores[split].compute_and_reset().items()})
+
+    def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluate(self.data.val_names[dataloader_idx], batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self.kept.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        self.report_splits(self.data.val_names)
+
+    def on_test_epoch_start(self) -> None:
+        self.kept.clear()
+
+    def test_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluate(self.data.test_names[dataloader_idx], batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.report_splits(self.data.test_names)
+
+    def seen(self, batch: SpeechBatch) -> dict[str, float]:
+        frames = float(batch.feature_lengths.sum())
+        return {"hours": frames * self.data.frame_seconds / 3600.0, "utterances": float(len(batch.ids))}
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Ten transcripts beside their references: the same utterances in every run, spread over the test splits."""
+        splits = [sorted(kept, key=lambda sample: sample["id"]) for kept in self.kept.values()]
+        each = -(-SAMPLES // max(1, len(splits)))
+        chosen = [sample for kept in splits for sample in kept[:: max(1, len(kept) // each)][:each]]
+        return chosen[:SAMPLES]

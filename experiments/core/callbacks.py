@@ -1,0 +1,233 @@
+"""Callbacks that all tasks share: history and divergence, random state, progress, what FAdam does."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch.optim import Optimizer
+
+import fadam
+from experiments.core.errors import ConfigError
+from experiments.core.module import TaskModule
+
+
+class History(Callback):
+    """Keeps what the run record needs: every evaluation, what was seen, step times, and whether the loss stayed finite.
+
+    A loss that is not finite ends the run, which then counts as diverged. The check costs one device synchronisation
+    every `check_every` batches.
+    """
+
+    def __init__(self, check_every: int = 20) -> None:
+        if check_every < 1:
+            raise ConfigError(f"callbacks.history.check_every must be at least 1, got {check_every}")
+        self.check_every = check_every
+        self.evaluations: list[dict[str, Any]] = []
+        self.seen: dict[str, float] = {}
+        self.step_times: list[float] = []
+        self.seconds = 0.0
+        self.diverged = False
+        self._loss_sum: torch.Tensor | None = None
+        self._loss_count = 0
+        self._clock = self._batch_clock = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "evaluations": self.evaluations,
+            "seen": self.seen,
+            "step_times": self.step_times,
+            "seconds": self.seconds + time.perf_counter() - self._clock,
+            "diverged": self.diverged,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._clock = time.perf_counter()
+
+    def elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self._clock
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch_clock = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TaskModule)
+        assert isinstance(outputs, dict)
+        loss = outputs["loss"].detach().float() * trainer.accumulate_grad_batches
+        self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
+        self._loss_count += 1
+        self.step_times.append(time.perf_counter() - self._batch_clock)
+        for name, amount in pl_module.seen(batch).items():
+            self.seen[name] = self.seen.get(name, 0.0) + amount * trainer.world_size
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if (batch_idx + 1) % self.check_every == 0 or last:
+            self._check_finite(trainer)
+
+    def _check_finite(self, trainer: Trainer) -> None:
+        if self._loss_sum is not None and not math.isfinite(self._loss_sum.item()):
+            self.diverged = True
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        step = trainer.global_step
+        if self.evaluations and self.evaluations[-1]["step"] == step:
+            return
+        entry: dict[str, Any] = {"step": step}
+        entry |= {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
+        if self._loss_sum is not None:
+            entry["train/loss"] = self._loss_sum.item() / self._loss_count
+            self.diverged = self.diverged or not math.isfinite(entry["train/loss"])
+            trainer.should_stop = trainer.should_stop or self.diverged
+        self._loss_sum, self._loss_count = None, 0
+        entry["seconds"] = round(self.elapsed(), 2)
+        self.evaluations.append(entry)
+
+    @property
+    def step_time(self) -> float:
+        """Median seconds of a training batch, forward to optimizer step, without data loading and evaluation."""
+        return statistics.median(self.step_times) if self.step_times else math.nan
+
+
+class RandomState(Callback):
+    """Carries the random generators' states through checkpoints, so that a resumed run is the uninterrupted one."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        version, internal, gauss = random.getstate()
+        state = {
+            "torch": torch.get_rng_state(),
+            "numpy": [kind, [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
+            "python": [version, list(internal), gauss],
+        }
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Here and not earlier: building loaders draws from the generators.
+        if self._loaded is None:
+            return
+        state, self._loaded = self._loaded, None
+        torch.set_rng_state(state["torch"].cpu())
+        kind, keys, position, has_gauss, cached = state["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+class FisherMonitor(Callback):
+    """Logs what FAdam is about to do: update RMS, tensors clipped, the epsilon in force, quantiles of the FIM.
+
+    Nothing is logged for other optimizers. See `fadam.diagnose`; it synchronises the device, so not at every step.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ConfigError(f"callbacks.fisher.every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if trainer.global_step % self.every_n_steps or not trainer.loggers:
+            return
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if isinstance(inner, fadam.FAdam):
+            found = {f"fadam/{name}": value for name, value in fadam.diagnose(inner).items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(found, step=trainer.global_step)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+class ProgressLine(ProgressBar):
+    """One printed line every few seconds, for output that several runs share or that goes to a file."""
+
+    def __init__(self, label: str, watch: str, every_s: float = 15.0) -> None:
+        super().__init__()
+        self.label, self.watch, self.every_s = label, watch, every_s
+        self._last = self._start = 0.0
+        self._start_step = 0
+
+    def disable(self) -> None:
+        self.every_s = math.inf
+
+    def _print(self, text: str) -> None:
+        print(f"{self.label:<34} {text}", flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = self._last = time.monotonic()
+        self._start_step = trainer.global_step
+        self._print(f"starts at step {trainer.global_step} of {trainer.max_steps}")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        if now - self._last < self.every_s or step == self._start_step:
+            return
+        self._last = now
+        assert isinstance(outputs, dict)
+        pace = (now - self._start) / (step - self._start_step)
+        parts = [f"step {step}/{trainer.max_steps}", f"loss {outputs['loss'].item():.3f}"]
+        watched = trainer.callback_metrics.get(self.watch)
+        if watched is not None:
+            parts.append(f"{self.watch} {watched.item():.4g}")
+        parts += [f"{pace:.3f} s/step", f"{_clock(pace * (trainer.max_steps - step))} left"]
+        self._print("  ".join(parts))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        watched = trainer.callback_metrics.get(self.watch)
+        if watched is not None and not trainer.sanity_checking:
+            self._print(f"step {trainer.global_step}/{trainer.max_steps}  {self.watch} {watched.item():.4g}")
+
+
+def progress(kind: str, label: str, watch: str, multirun: bool) -> Callback:
+    """The progress display.
+
+    Args:
+        kind: "rich" bar, "line", or "auto": a bar in a terminal that one run has for itself, lines elsewhere.
+        label: what to call the run.
+        watch: the metric to show.
+        multirun: several runs share the terminal.
+
+    Raises:
+        ConfigError: unknown `kind`.
+    """
+    if kind not in ("auto", "rich", "line"):
+        raise ConfigError(f"progress must be auto, rich or line, got {kind!r}")
+    if kind == "rich" or (kind == "auto" and sys.stdout.isatty() and not multirun):
+        return RichProgressBar(leave=False)
+    return ProgressLine(label, watch)

@@ -1,0 +1,69 @@
+"""Base of the three tasks' Lightning modules."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from experiments.core.optim import Decay, parameter_groups
+
+
+class TaskModule(LightningModule):
+    """A model with its optimizer and schedule; a task adds the steps and the metrics.
+
+    Evaluation metrics are reported under `<split>/<metric>` by `report`, once per evaluation of a whole split.
+
+    Args:
+        model: the network.
+        optimizer: called with parameter groups, gives the optimizer.
+        scheduler: called with the optimizer and `total_steps`, gives the schedule.
+        decay: which parameters are decayed, see `experiments.core.optim.parameter_groups`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        decay: Decay = "all",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer, self.make_scheduler, self.decay = optimizer, scheduler, decay
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(parameter_groups(self.model, self.decay))
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.make_scheduler(optimizer, total_steps=total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def report(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Log final values of an evaluation, each computed over a whole split."""
+        self.log_dict(
+            {name: torch.as_tensor(value, dtype=torch.float32) for name, value in metrics.items()},
+            add_dataloader_idx=False,
+            rank_zero_only=True,
+        )
+
+    @abstractmethod
+    def seen(self, batch: Any) -> dict[str, float]:
+        """What one training batch holds, in the units of the run record, such as `{"hours": 0.01}`."""
+
+    def samples(self) -> list[dict[str, Any]]:
+        """A few results to look at, kept in the run record; asked for after testing."""
+        return []
+
+    def save_artifacts(self, stem: str) -> list[str]:
+        """Write files that belong beside the record, under `stem` plus a suffix; returns their paths."""
+        return []
+
+    def flags(self) -> dict[str, bool]:
+        """Further marks on the run record, such as a collapsed codebook."""
+        return {}

@@ -1,0 +1,230 @@
+"""One run from config to record."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import resource
+import shlex
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.core import loggers as log
+from experiments.core import record as rec
+from experiments.core import resolvers as resolvers
+from experiments.core.callbacks import History
+from experiments.core.data import ResumableDataModule
+from experiments.core.errors import ConfigError
+from experiments.core.module import TaskModule
+
+RESUME_CHOICES = ("auto", "never")
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """Refuse values that the parts would misread or not notice.
+
+    Raises:
+        ConfigError: naming the option, its value and what is allowed.
+    """
+    if cfg.resume not in RESUME_CHOICES:
+        raise ConfigError(f"resume must be one of {', '.join(RESUME_CHOICES)}, got {cfg.resume!r}")
+    if cfg.purpose not in ("eval", "tune"):
+        raise ConfigError(f"purpose must be eval or tune, got {cfg.purpose!r}")
+    for name in ("threads", "eval_every"):
+        if not isinstance(cfg[name], int) or cfg[name] < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {cfg[name]!r}")
+    steps = cfg.trainer.max_steps
+    if not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"trainer.max_steps must be a whole number of at least 1, got {steps!r}")
+    if steps % cfg.eval_every:
+        raise ConfigError(
+            f"eval_every must divide trainer.max_steps={steps}, so that the end is evaluated, got {cfg.eval_every}"
+        )
+    for name in ("objective", "target"):
+        if cfg[name].mode not in ("min", "max"):
+            raise ConfigError(f"{name}.mode must be min or max, got {cfg[name].mode!r}")
+
+
+def build_data(cfg: DictConfig) -> ResumableDataModule:
+    data: ResumableDataModule = instantiate(cfg.data)
+    batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
+    data.configure(train_batches=batches, data_seed=int(cfg.data_seed))
+    return data
+
+
+def build_module(cfg: DictConfig) -> TaskModule:
+    """The task's module. Initial weights depend on `seed` alone: no optimizer has a part in them."""
+    lightning.seed_everything(int(cfg.seed), workers=True, verbose=False)
+    module: TaskModule = instantiate(
+        cfg.module,
+        model=instantiate(cfg.model),
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+    )
+    return module
+
+
+def build_trainer(cfg: DictConfig, stem: Path) -> Trainer:
+    loggers: list[Logger] = [instantiate(entry) for entry in (cfg.logger or {}).values()]
+    callbacks: list[Callback] = [instantiate(entry) for entry in cfg.callbacks.values() if entry]
+    if loggers:
+        callbacks.append(LearningRateMonitor(logging_interval="step"))
+    # Lightning counts batches here, we count optimizer steps.
+    interval = cfg.eval_every * cfg.trainer.accumulate_grad_batches
+    trainer: Trainer = instantiate(
+        cfg.trainer,
+        logger=loggers or False,
+        callbacks=callbacks,
+        default_root_dir=str(stem),
+        val_check_interval=interval,
+        _convert_="object",
+    )
+    return trainer
+
+
+def steps_to_target(history: list[dict[str, Any]], target: DictConfig) -> dict[str, Any]:
+    """The first evaluation that reached the target, if any did."""
+    found = {**OmegaConf.to_container(target, resolve=True), "steps": None, "seconds": None}  # type: ignore[dict-item]
+    for entry in history:
+        value = entry.get(target.metric)
+        if value is None or not math.isfinite(value) or target.value is None:
+            continue
+        if value <= target.value if target.mode == "min" else value >= target.value:
+            return found | {"steps": entry["step"], "seconds": entry["seconds"]}
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """Peak of this process: device memory on a GPU, resident memory on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def command() -> str:
+    """The command that repeats this run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.initialized():
+        words = ["python", "-m", "experiments.train", *HydraConfig.get().overrides.task]
+        # Where and how it was watched is no part of repeating it.
+        kept = [w for w in words if not w.startswith(("paths.", "logger=", "progress=", "resume="))]
+        return shlex.join(kept)
+    return ""
+
+
+def execute(cfg: DictConfig) -> dict[str, Any]:
+    """Train, test, write the record. A run whose record exists, for this config and these data, is not repeated."""
+    check_choices(cfg)
+    torch.set_num_threads(cfg.threads)
+    torch.set_float32_matmul_precision("high")
+    # Lightning advises more loader workers, and warns of the checkpoint folder that resuming relies on.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+
+    started = datetime.datetime.now(datetime.timezone.utc)
+    path, stem = rec.record_path(cfg), Path(cfg.paths.run_dir)
+    config = rec.plain_config(cfg)
+    digest = rec.config_hash(config)
+
+    data = build_data(cfg)
+    data.prepare_data()
+    data.setup("fit")
+    done = rec.finished(path, digest, data.fingerprint)
+    if done is not None:
+        print(f"{cfg.label}: already done, see {path}", flush=True)
+        return done
+
+    code, dirty = rec.commit()
+    module = build_module(cfg)
+    trainer = build_trainer(cfg, stem)
+    history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
+
+    checkpoint = resume_from(cfg, stem, f"{digest} {data.fingerprint}")
+    for logger in trainer.loggers:
+        logger.log_hyperparams({"config": config, "data_fingerprint": data.fingerprint})
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    if trainer.interrupted:
+        log.close(trainer.loggers)
+        # Lightning has swallowed Ctrl-C; a sweep must end too.
+        raise KeyboardInterrupt
+
+    metrics = {k: v for k, v in (history.evaluations[-1] if history.evaluations else {}).items() if "/" in k}
+    if not history.diverged:
+        metrics |= {
+            name: float(v) for name, v in trainer.test(module, datamodule=data, verbose=False)[0].items()
+        }
+    samples = [] if history.diverged else module.samples()
+    log.log_samples(trainer.loggers, samples)
+    artifacts = [] if history.diverged else module.save_artifacts(str(stem))
+
+    objective = OmegaConf.to_container(cfg.objective, resolve=True)
+    assert isinstance(objective, dict)
+    objective["value"] = None if history.diverged else metrics.get(cfg.objective.metric)
+    record = {
+        "schema": rec.SCHEMA,
+        **{
+            name: cfg[name]
+            for name in ("task", "scale", "arm", "variant", "trial", "purpose", "experiment_name")
+        },
+        "seed": int(cfg.seed),
+        "data_seed": int(cfg.data_seed),
+        "optimizer": {k: v for k, v in config["optimizer"].items() if k != "_partial_"}
+        | {"gradient_clip_val": cfg.trainer.gradient_clip_val},
+        "searched": config["searched"],
+        "data": {**data.description, "fingerprint": data.fingerprint},
+        "config_hash": digest,
+        "config": config,
+        "steps": trainer.global_step,
+        "seen": history.seen,
+        "metrics": metrics,
+        "objective": objective,
+        "history": history.evaluations,
+        "target": steps_to_target(history.evaluations, cfg.target),
+        "wall_time_s": history.elapsed(),
+        "step_time_s": history.step_time,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "diverged": history.diverged,
+        **module.flags(),
+        "problems": data.problems,
+        "samples": samples,
+        "artifacts": [Path(p).name for p in artifacts],
+        "versions": rec.versions(),
+        "commit": code,
+        "dirty": dirty,
+        "device": rec.device_name(trainer.strategy.root_device.type),
+        "threads": cfg.threads,
+        "command": command(),
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    if trainer.is_global_zero:
+        rec.write_record(path, record)
+    log.close(trainer.loggers)
+    shown = "diverged" if history.diverged else f"{cfg.objective.metric} {objective['value']:.4g}"
+    print(f"{cfg.label}: {shown} in {record['wall_time_s']:.0f} s, record {path}", flush=True)
+    return rec.jsonable(record)  # type: ignore[no-any-return]
+
+
+def resume_from(cfg: DictConfig, stem: Path, identity: str) -> str | None:
+    """The checkpoint that an interrupted run of the same config and data left, or None; then the folder starts afresh."""
+    mark, last = stem / "identity", stem / "last.ckpt"
+    same = mark.exists() and mark.read_text() == identity
+    if cfg.resume == "auto" and same and last.exists():
+        return str(last)
+    stem.mkdir(parents=True, exist_ok=True)
+    for old in stem.glob("*.ckpt"):
+        old.unlink()
+    OmegaConf.save(cfg, stem / "config.yaml", resolve=True)
+    mark.write_text(identity)
+    return None
