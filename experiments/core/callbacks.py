@@ -60,9 +60,7 @@ class History(Callback):
     def elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self._clock
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batch_clock = time.perf_counter()
 
     def on_train_batch_end(
@@ -114,7 +112,7 @@ class RandomState(Callback):
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
         version, internal, gauss = random.getstate()
         state = {
             "torch": torch.get_rng_state(),
@@ -128,16 +126,14 @@ class RandomState(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Here and not earlier: building loaders draws from the generators.
         if self._loaded is None:
             return
         state, self._loaded = self._loaded, None
         torch.set_rng_state(state["torch"].cpu())
         kind, keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
         version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
         if "cuda" in state and torch.cuda.is_available():
@@ -155,9 +151,7 @@ class FisherMonitor(Callback):
             raise ConfigError(f"callbacks.fisher.every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if trainer.global_step % self.every_n_steps or not trainer.loggers:
             return
         inner = getattr(optimizer, "optimizer", optimizer)

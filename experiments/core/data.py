@@ -1,4 +1,4 @@
-"""What the data modules of all tasks share: training batches as a pure function of the step, so that runs resume exactly."""
+"""What all data modules share: training batches are a pure function of the step, so that runs resume exactly."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ class StepBatchSampler(Sampler[list[int]]):
             batches = self.epoch_batches(epoch)
             usable = len(batches) // self.world_size
             if usable == 0:
-                raise DataError(
-                    f"epoch {epoch} has {len(batches)} batches, fewer than the {self.world_size} processes"
-                )
+                raise DataError(f"epoch {epoch} has {len(batches)} batches, fewer than the {self.world_size} processes")
             skip = max(0, min(usable, self.start - position))
             for k in range(skip, min(usable, self.steps - position)):
                 yield list(batches[k * self.world_size + self.rank])

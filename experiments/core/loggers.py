@@ -1,4 +1,4 @@
-"""Weights & Biases, online where that is possible and offline where it is not: nothing depends on its being reachable."""
+"""Weights & Biases, online where that is possible and offline where it is not; nothing depends on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _reachable(url: str, timeout_s: float = 3.0) -> bool:
 
 
 def wandb_mode(mode: str) -> str:
-    """ "online" or "offline". "auto" is online only with a key and an answering server; else one line says why not."""
+    """Either "online" or "offline"; "auto" is online only with a key and an answering server, and says why if not."""
     if mode not in MODES:
         raise ConfigError(f"logger.wandb.mode must be one of {', '.join(MODES)}, got {mode!r}")
     if mode != "auto":

@@ -28,9 +28,7 @@ def parameter_groups(module: nn.Module, decay: Decay) -> list[dict[str, Any]]:
     """
     if decay not in DECAY_CHOICES:
         raise ConfigError(f"module.decay must be one of {', '.join(DECAY_CHOICES)}, got {decay!r}")
-    embeddings = {
-        id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
-    }
+    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     decayed, plain = [], []
     for parameter in module.parameters():
         if not parameter.requires_grad:

@@ -107,9 +107,7 @@ def commit() -> tuple[str, bool]:
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=30
-        )
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=30)
         return done.stdout.strip()
 
     try:

@@ -160,9 +160,7 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
 
     metrics = {k: v for k, v in (history.evaluations[-1] if history.evaluations else {}).items() if "/" in k}
     if not history.diverged:
-        metrics |= {
-            name: float(v) for name, v in trainer.test(module, datamodule=data, verbose=False)[0].items()
-        }
+        metrics |= {name: float(v) for name, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
     samples = [] if history.diverged else module.samples()
     log.log_samples(trainer.loggers, samples)
     artifacts = [] if history.diverged else module.save_artifacts(str(stem))
@@ -172,10 +170,7 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     objective["value"] = None if history.diverged else metrics.get(cfg.objective.metric)
     record = {
         "schema": rec.SCHEMA,
-        **{
-            name: cfg[name]
-            for name in ("task", "scale", "arm", "variant", "trial", "purpose", "experiment_name")
-        },
+        **{name: cfg[name] for name in ("task", "scale", "arm", "variant", "trial", "purpose", "experiment_name")},
         "seed": int(cfg.seed),
         "data_seed": int(cfg.data_seed),
         "optimizer": {k: v for k, v in config["optimizer"].items() if k != "_partial_"}
@@ -217,7 +212,7 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
 
 
 def resume_from(cfg: DictConfig, stem: Path, identity: str) -> str | None:
-    """The checkpoint that an interrupted run of the same config and data left, or None; then the folder starts afresh."""
+    """The checkpoint of an interrupted run of the same config and data; or None, and the folder starts afresh."""
     mark, last = stem / "identity", stem / "last.ckpt"
     same = mark.exists() and mark.read_text() == identity
     if cfg.resume == "auto" and same and last.exists():

