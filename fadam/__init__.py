@@ -1,0 +1,12 @@
+"""FAdam: Adam as natural gradient descent with a diagonal empirical Fisher information matrix.
+
+Source: Dongseong Hwang, arXiv:2405.12807, Algorithm 1.
+"""
+
+from fadam.diagnostics import diagnose
+from fadam.functional import fadam
+from fadam.optimizer import FAdam
+
+__version__ = "0.1.0"
+
+__all__ = ["FAdam", "__version__", "diagnose", "fadam"]

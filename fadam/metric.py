@@ -1,0 +1,106 @@
+"""The lines of Algorithm 1 (arXiv:2405.12807) on one tensor, as functions without side effects.
+
+The single-tensor loop and the diagnostics are written with these; the multi-tensor loop has the same lines on
+lists. Whatever is one number a tensor (RMS, epsilon, clip) stays a 0-d tensor on the tensor's own device, so
+that nothing here waits for a device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor
+
+
+def working_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype to compute in: the widest of the tensors', and float32 at least."""
+    dtype = torch.float32
+    for x in tensors:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def norm_dtype(device: torch.device) -> torch.dtype:
+    """float64, so that squares of float32 numbers neither overflow nor vanish; float32 where a device lacks
+    it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over the whole tensor, a 0-d tensor in `norm_dtype`."""
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, norm_dtype(x.device)))
+    return norm / math.sqrt(x.numel())
+
+
+def bias_correction(beta: float, t: Scalar) -> Scalar:
+    """1 - beta^t; from a tensor t by expm1, which keeps its digits in float32 where beta is near 1."""
+    if isinstance(t, Tensor):
+        return -torch.expm1(t * math.log(beta)) if beta > 0 else 1.0
+    return 1.0 - float(beta**t)
+
+
+def fim_weights(beta2: float, t: Scalar) -> tuple[Scalar, Scalar]:
+    """beta2_t = beta2 (1 - beta2^(t-1)) / (1 - beta2^t) and 1 - beta2_t, which is (1 - beta2) / (1 -
+    beta2^t).
+
+    At t = 1 they are exactly 0 and 1, whatever beta2 is, so that f_0 never matters.
+    """
+    correction = bias_correction(beta2, t)
+    return beta2 * bias_correction(beta2, t - 1) / correction, (1 - beta2) / correction
+
+
+def empirical_fim(f: Tensor, g: Tensor, beta2: float, t: Scalar) -> Tensor:
+    """f_t = beta2_t f_{t-1} + (1 - beta2_t) g_t^2, kept finite: an infinite f would never come back."""
+    decay, gain = fim_weights(beta2, t)
+    if isinstance(gain, Tensor):
+        f = torch.addcmul(f * decay, g * gain, g)
+    else:
+        f = torch.addcmul(f * decay, g, g, value=gain)
+    return f.clamp(max=torch.finfo(f.dtype).max)
+
+
+def epsilon(g: Tensor, eps: float, eps2: float, eps_mode: str) -> Scalar:
+    """eps_t: "adaptive" min(eps, eps2 RMS(g)) and "scaled" eps min(1, RMS(g)), 0-d tensors; "fixed" eps."""
+    if eps_mode == "adaptive":
+        return (rms(g) * eps2).clamp(max=eps)
+    if eps_mode == "scaled":
+        return rms(g).clamp(max=1) * eps
+    return eps
+
+
+def fim_root(f: Tensor, rho: float, differentiable: bool = False) -> Tensor:
+    """f^rho. For autograd, entries with f = 0 count as constant: the slope of a root there is infinite."""
+    if differentiable:
+        unknown = f == 0
+        return fim_root(f.masked_fill(unknown, 1), rho).masked_fill(unknown, 0)
+    return f.sqrt() if rho == 0.5 else f**rho
+
+
+def metric(f: Tensor, eps_t: Scalar, rho: float, differentiable: bool = False) -> Tensor:
+    """d_t = f_t^rho + eps_t^(2 rho), infinite where that is 0, so that whatever is divided by it there is
+    0."""
+    d = fim_root(f, rho, differentiable) + eps_t ** (2 * rho)
+    return d.masked_fill(d == 0, math.inf)
+
+
+def natural(x: Tensor, d: Tensor) -> Tensor:
+    """x / d. A quotient too large for the dtype becomes its largest number, not infinity; NaN stays."""
+    limit = torch.finfo(x.dtype).max
+    return (x / d).clamp(min=-limit, max=limit)
+
+
+def clip_divisor(x: Tensor, clip: float) -> Tensor:
+    """max(1, RMS(x) / clip), a 0-d tensor; x divided by it has an RMS of `clip` at most."""
+    return (rms(x) / clip).clamp(min=1)
+
+
+def store(target: Tensor, value: Tensor) -> None:
+    """Write `value` into a state tensor, rounded to its dtype; what is too large for it becomes its largest
+    number."""
+    if target.dtype != value.dtype:
+        limit = torch.finfo(target.dtype).max
+        value = value.clamp(min=-limit, max=limit)
+    target.copy_(value)

@@ -1,0 +1,377 @@
+"""The FAdam optimizer class: options, state, and the step that hands both to the functional form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from fadam.functional import fadam
+
+STATE_KEYS = ("step", "momentum", "fim")
+
+_CHOICES = {
+    "eps_mode": ("adaptive", "scaled", "fixed"),
+    "momentum": ("natural", "gradient"),
+    "decay": ("natural", "decoupled"),
+}
+_FLAGS = ("correct_momentum", "maximize", "capturable", "differentiable")
+_STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DEFAULTS: dict[str, Any] = {
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "eps2": 0.01,
+    "clip": 1.0,
+    "rho": 0.5,
+    "weight_decay": 1e-3,
+    "eps_mode": "adaptive",
+    "momentum": "natural",
+    "decay": "natural",
+    "correct_momentum": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "momentum_dtype": None,
+    "fim_dtype": None,
+}
+
+
+class FAdam(Optimizer):
+    r"""Fisher Adam: natural gradient descent with a diagonal empirical Fisher information matrix (FIM).
+
+    Algorithm 1 of Dongseong Hwang, *FAdam: Adam is a natural gradient optimizer using diagonal empirical
+    Fisher information*, arXiv:2405.12807. For every parameter tensor :math:`\theta` with gradient :math:`g_t`
+    of a negative log-likelihood, starting from :math:`m_0 = 0, f_0 = 1`, elementwise but for :math:`RMS(x) =
+    \sqrt{mean(x^2)}` over the whole tensor:
+
+    .. math::
+        \begin{aligned}
+        \beta_{2,t} &= \beta_2 (1 - \beta_2^{t-1}) / (1 - \beta_2^t)                       \\
+        f_t &= \beta_{2,t} f_{t-1} + (1 - \beta_{2,t}) g_t^2                               \\
+        \epsilon_t &= \min(\epsilon, \epsilon_2 RMS(g_t))                                  \\
+        d_t &= f_t^\rho + \epsilon_t^{2\rho}                                               \\
+        n_t &= g_t / d_t, \quad n_t \leftarrow n_t / \max(1, RMS(n_t) / c)                 \\
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) n_t                                         \\
+        w_t &= \theta_{t-1} / d_t, \quad w_t \leftarrow w_t / \max(1, RMS(w_t) / c)        \\
+        \theta_t &= \theta_{t-1} - \eta_t (m_t + \lambda w_t)
+        \end{aligned}
+
+    Where :math:`d_t = 0` nothing is known of the metric, and n_t = w_t = 0. The defaults are the paper's.
+    Each correction that the paper makes to Adam is one option; with all of them turned back
+    (``eps_mode="fixed", momentum="gradient", decay="decoupled", correct_momentum=True, clip=None``) this is
+    :class:`torch.optim.AdamW`.
+
+    Args:
+        params: parameters, named parameters, or dicts defining parameter groups, which may override every
+            option.
+        lr: learning rate :math:`\eta`, a float or a one-element tensor (on the host or on the parameters'
+            device; it is never read back to the host).
+        betas: decay of the momentum and of the FIM, :math:`\beta_1, \beta_2`, each in [0, 1).
+        eps: upper bound :math:`\epsilon` of the number that keeps the metric from 0, in units of the
+            gradient.
+        eps2: :math:`\epsilon_2`, that number relative to RMS(g).
+        clip: largest RMS :math:`c` of n_t and of w_t over one tensor, or None for no clipping.
+        rho: power :math:`\rho` of the FIM, in (0, 1]; 0.5 is Adam's square root, 1 the plain natural
+            gradient.
+        weight_decay: :math:`\lambda`.
+        eps_mode: "adaptive", the line above; "scaled", :math:`\epsilon \min(1, RMS(g_t))`, as in revisions 2
+            and 3 of the paper; "fixed", :math:`\epsilon`, as in revision 1 and in Adam.
+        momentum: "natural" averages n_t; "gradient" averages g_t, as Adam does, and then applies metric and
+            clip to the average.
+        decay: "natural", w_t above; "decoupled", AdamW's :math:`\theta \leftarrow (1 - \eta\lambda)\theta`,
+            without metric and clip.
+        correct_momentum: divide the average by :math:`1 - \beta_1^t`, as Adam does; with
+            ``momentum="gradient"`` before metric and clip.
+        maximize: ascend instead of descend; the weight decay still shrinks.
+        foreach: use the multi-tensor implementation. None uses it where all tensors of a group are plain
+            tensors on CUDA or XPU devices. It is faster there and holds about two copies of the parameters
+            more meanwhile.
+        capturable: keep the step count on the parameter's device, so that a step can be captured in a graph
+            and replayed. Slower otherwise. Set it before the first step.
+        differentiable: let autograd record the step. The parameters must then not be leaves that require a
+            gradient, as for torch's own optimizers. Not together with ``foreach=True``.
+        momentum_dtype: dtype of the momentum state; None is the parameter's.
+        fim_dtype: dtype of the FIM state; None is the parameter's.
+
+    State, for each parameter that has had a gradient:
+        - ``step``: t, 0-d, float32, on the host unless ``capturable``;
+        - ``momentum``: m_t (or the average of g), shape of the parameter, ``momentum_dtype``;
+        - ``fim``: f_t, shape of the parameter, ``fim_dtype``.
+
+        A complex parameter of shape (\*) is treated as the real tensor ``torch.view_as_real(param)`` of shape
+        (\*, 2), RMS values included, and its states have that shape. Loading a state dict keeps the dtypes it
+        was saved with and copies its tensors.
+
+    Arithmetic is in the widest dtype of parameter, gradient and states, in float32 at least; a bfloat16 or
+    float16 parameter is rounded once a step. RMS values are accumulated in float64 where the device has it.
+
+    Raises:
+        ValueError: at construction, or when a group is added, for an option outside its range, naming the
+            option, the value and what is allowed; when loading, for a state that is not FAdam's.
+        RuntimeError: in a step, for a sparse gradient, for ``capturable`` with states on another device, and
+            for a CUDA graph capture without ``capturable``.
+
+    Caveats:
+        - The loss should be the negative log-probability of a discrete distribution; the squared gradient is
+          a poor stand-in for the Fisher information otherwise.
+        - Entries that no gradient has touched (rows of an embedding for unseen tokens) have d_t = eps_t, so
+          that w_t is enormous there before the clip and takes the whole clip budget of its tensor: the rest
+          of the tensor then hardly decays. This is the algorithm as published. A group with
+          ``weight_decay=0`` or ``decay="decoupled"`` avoids it.
+        - RMS is over one tensor: splitting or joining parameters changes the result. In a tensor of one
+          element, RMS(x) = abs(x).
+        - A bfloat16 FIM cannot follow: one step's change of 0.1% is below its resolution of 0.4%, so that it
+          grows on gradients well above its own and does not shrink. A float16 one loses gradients under 2e-4.
+          Train such parameters with ``fim_dtype=torch.float32``.
+        - In float32 a squared gradient overflows above 1.8e19 and vanishes under about 1e-21. The FIM then
+          stays at the largest number (such entries get more than their share of the clipped step), or is 0,
+          which leaves the metric to eps_t. Quotients stop at the largest number too. So finite gradients
+          never lead to NaN or infinity in n_t, w_t or the states. A gradient that is NaN or infinite is not
+          hidden: it reaches the parameter.
+        - With an AMP scaler, unscale before clipping or :func:`fadam.diagnose`; ``scaler.step`` does it by
+          itself.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        eps2: float = 0.01,
+        clip: float | None = 1.0,
+        rho: float = 0.5,
+        weight_decay: float = 1e-3,
+        *,
+        eps_mode: str = "adaptive",
+        momentum: str = "natural",
+        decay: str = "natural",
+        correct_momentum: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        momentum_dtype: torch.dtype | None = None,
+        fim_dtype: torch.dtype | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "eps2": eps2,
+            "clip": clip,
+            "rho": rho,
+            "weight_decay": weight_decay,
+            "eps_mode": eps_mode,
+            "momentum": momentum,
+            "decay": decay,
+            "correct_momentum": correct_momentum,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "momentum_dtype": momentum_dtype,
+            "fim_dtype": fim_dtype,
+        }
+        super().__init__(params, checked_options(defaults))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; options it does not give are those of the constructor.
+
+        Raises:
+            ValueError: for an option outside its range.
+        """
+        if isinstance(param_group, dict):
+            options = {k: v for k, v in {**self.defaults, **param_group}.items() if k in _DEFAULTS}
+            param_group.update(checked_options(options))
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle or a state dict; options that an older one does not know get their
+        defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in _DEFAULTS.items():
+                group.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict; `momentum` and `fim` keep the dtypes they were saved with, and are copied.
+
+        Raises:
+            ValueError: if a parameter's state is not FAdam's, or the groups do not match.
+        """
+        # Base class and hooks may replace the dict, so that what is loaded is known to the last of the
+        # pre-hooks only.
+        loaded: dict[str, Any] = {}
+
+        def check(_: Optimizer, final: dict[str, Any]) -> None:
+            for key, entry in final["state"].items():
+                missing = [name for name in STATE_KEYS if name not in entry]
+                if missing:
+                    raise ValueError(
+                        f"FAdam: the state of parameter {key} has {sorted(entry)}, not {sorted(STATE_KEYS)}; "
+                        "it is not a state of FAdam"
+                    )
+            loaded.update(final)
+
+        def restore(_: Optimizer) -> None:
+            keys = [key for group in loaded["param_groups"] for key in group["params"]]
+            params = [p for group in self.param_groups for p in group["params"]]
+            for key, param in zip(keys, params, strict=True):
+                if key not in loaded["state"]:
+                    continue
+                saved, state = loaded["state"][key], self.state[param]
+                state["step"] = state["step"].clone()
+                for name in ("momentum", "fim"):
+                    state[name] = saved[name].to(device=param.device, copy=True)
+
+        with (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ):
+            super().load_state_dict(state_dict)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one step on every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model anew, with gradients, and returns the loss, which is then returned.
+        """
+        self._check_capture()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        # All of them before the first update, so that a sparse gradient leaves every parameter as it was.
+        stepped = [[p for p in group["params"] if _has_dense_grad(p)] for group in self.param_groups]
+        for group, params in zip(self.param_groups, stepped, strict=True):
+            with torch.set_grad_enabled(group["differentiable"]):
+                self._step_group(group, params)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = initial_state(p, group)
+        states = [self.state[p] for p in params]
+        beta1, beta2 = group["betas"]
+        fadam(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            [state["momentum"] for state in states],
+            [state["fim"] for state in states],
+            [state["step"] for state in states],
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            eps2=group["eps2"],
+            clip=group["clip"],
+            rho=group["rho"],
+            weight_decay=group["weight_decay"],
+            eps_mode=group["eps_mode"],
+            momentum=group["momentum"],
+            decay=group["decay"],
+            correct_momentum=group["correct_momentum"],
+            maximize=group["maximize"],
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            differentiable=group["differentiable"],
+        )
+
+    def _check_capture(self) -> None:
+        if torch.compiler.is_compiling() or not torch.cuda.is_available():
+            return
+        if torch.cuda.is_current_stream_capturing() and not all(g["capturable"] for g in self.param_groups):
+            raise RuntimeError("FAdam: capturing a step in a CUDA graph needs capturable=True in every group")
+
+
+def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """t = 0, m_0 = 0 and f_0 = 1 for one parameter, in the group's dtypes."""
+    real = torch.view_as_real(param) if param.is_complex() else param
+    device = param.device if group["capturable"] else "cpu"  # on the host, a step count costs no kernel
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=device),
+        "momentum": torch.zeros_like(
+            real, dtype=group["momentum_dtype"], memory_format=torch.preserve_format, requires_grad=False
+        ),
+        "fim": torch.ones_like(
+            real, dtype=group["fim_dtype"], memory_format=torch.preserve_format, requires_grad=False
+        ),
+    }
+
+
+def _has_dense_grad(param: Tensor) -> bool:
+    if param.grad is None:
+        return False
+    if param.grad.is_sparse:
+        raise RuntimeError("FAdam does not support sparse gradients; use sparse=False in the embedding")
+    return True
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with numbers as plain floats and betas as a tuple.
+
+    Raises:
+        ValueError: naming the first option that is outside its range, its value and what is allowed.
+    """
+    checked = dict(options)
+    if not isinstance(options["lr"], Tensor):
+        checked["lr"] = _number(options, "lr", "a finite number >= 0 or a one-element tensor", lambda x: x >= 0)
+    elif options["lr"].numel() != 1 or not options["lr"].is_floating_point():
+        raise _refusal("lr", options["lr"], "a finite number >= 0 or a one-element floating-point tensor")
+
+    betas = options["betas"]
+    try:
+        pair = dict(zip(("beta1", "beta2"), betas, strict=True))
+        checked["betas"] = tuple(_number(pair, k, "[0, 1)", lambda x: 0 <= x < 1) for k in ("beta1", "beta2"))
+    except (TypeError, ValueError):
+        raise _refusal("betas", betas, "two numbers in [0, 1)") from None
+
+    for name in ("eps", "eps2", "weight_decay"):
+        checked[name] = _number(options, name, "a finite number >= 0", lambda x: x >= 0)
+    checked["rho"] = _number(options, "rho", "a number in (0, 1]", lambda x: 0 < x <= 1)
+    if options["clip"] is not None:
+        checked["clip"] = _number(options, "clip", "a finite number > 0, or None", lambda x: x > 0)
+
+    for name, choices in _CHOICES.items():
+        if options[name] not in choices:
+            raise _refusal(name, options[name], "one of " + ", ".join(map(repr, choices)))
+    for name in _FLAGS:
+        if not isinstance(options[name], bool):
+            raise _refusal(name, options[name], "True or False")
+    if options["foreach"] is not None and not isinstance(options["foreach"], bool):
+        raise _refusal("foreach", options["foreach"], "True, False or None")
+    if options["foreach"] and options["differentiable"]:
+        raise _refusal("foreach", True, "False or None with differentiable=True")
+    for name in ("momentum_dtype", "fim_dtype"):
+        if options[name] is not None and options[name] not in _STATE_DTYPES:
+            raise _refusal(name, options[name], "None or one of " + ", ".join(map(str, _STATE_DTYPES)))
+    return checked
+
+
+def _number(options: Mapping[str, Any], name: str, allowed: str, valid: Callable[[float], bool]) -> float:
+    value = options[name]
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) and valid(number):
+            return number
+    raise _refusal(name, value, allowed)
+
+
+def _refusal(name: str, value: object, allowed: str) -> ValueError:
+    return ValueError(f"FAdam: {name}={value!r} is not allowed; {name} must be {allowed}")
