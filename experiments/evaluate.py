@@ -26,8 +26,9 @@ def evaluate(run: Path, checkpoint: str = "last") -> dict[str, float]:
     from lightning import Trainer
     from omegaconf import DictConfig, OmegaConf
 
-    from experiments.core.run import build_data, build_module
+    from experiments.core.run import build_data, build_module, quiet_lightning
 
+    quiet_lightning()
     weights = run / f"{checkpoint}.ckpt"
     for needed in (run / "config.yaml", weights):
         if not needed.exists():

@@ -25,20 +25,21 @@ def _reachable(url: str, timeout_s: float = 3.0) -> bool:
 
 
 def wandb_mode(mode: str) -> str:
-    """Either "online" or "offline"; "auto" is online only with a key and an answering server, and says why if not."""
+    """The mode for `wandb.init`; "auto" is online only with a key and an answering server, and says why if not."""
     if mode not in MODES:
         raise ConfigError(f"logger.wandb.mode must be one of {', '.join(MODES)}, got {mode!r}")
     if mode != "auto":
         return mode
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"]
+    if os.environ.get("WANDB_MODE"):
+        # "dryrun" is an old word for it, which Lightning sets once a run is offline.
+        chosen = os.environ["WANDB_MODE"]
+        return "offline" if chosen == "dryrun" else chosen
     import wandb
 
-    settings = wandb.setup().settings
     reason = None
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+    if not wandb.login(prompt=False):
         reason = "no API key"
-    elif not _reachable(settings.base_url):
+    elif not _reachable(wandb.setup().settings.base_url):
         reason = "its server does not answer"
     if reason is None:
         return "online"
@@ -49,7 +50,8 @@ def wandb_mode(mode: str) -> str:
 def wandb_logger(mode: str = "auto", **options: Any) -> WandbLogger:
     """A `WandbLogger` in the mode that `wandb_mode` finds; `options` are the logger's own."""
     os.makedirs(options.get("save_dir") or ".", exist_ok=True)
-    return WandbLogger(offline=wandb_mode(mode) != "online", **options)
+    found = wandb_mode(mode)
+    return WandbLogger(offline=found == "offline", mode=found, **options)
 
 
 def log_samples(loggers: list[Logger], samples: list[dict[str, Any]]) -> None:
@@ -68,4 +70,4 @@ def close(loggers: list[Logger]) -> None:
     for logger in loggers:
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish(quiet=True)
+            logger.experiment.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 import resource
 import shlex
@@ -122,14 +123,25 @@ def command() -> str:
     return ""
 
 
+def quiet_lightning() -> None:
+    """Silence what Lightning says of devices it did not find and of choices made here on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*your dataloader is not resumable.*",  # it is: see experiments.core.data
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*LeafSpec.*is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def execute(cfg: DictConfig) -> dict[str, Any]:
     """Train, test, write the record. A run whose record exists, for this config and these data, is not repeated."""
     check_choices(cfg)
     torch.set_num_threads(cfg.threads)
     torch.set_float32_matmul_precision("high")
-    # Lightning advises more loader workers, and warns of the checkpoint folder that resuming relies on.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    quiet_lightning()
 
     started = datetime.datetime.now(datetime.timezone.utc)
     path, stem = rec.record_path(cfg), Path(cfg.paths.run_dir)

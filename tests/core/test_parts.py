@@ -1,0 +1,77 @@
+"""Sampler, schedule and parameter groups."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.core.data import StepBatchSampler
+from experiments.core.errors import ConfigError, DataError
+from experiments.core.optim import parameter_groups
+from experiments.core.schedule import warmup_decay
+
+
+def epoch_batches(epoch: int) -> list[list[int]]:
+    return [[10 * epoch + k, 10 * epoch + k + 5] for k in range(5)]
+
+
+def test_sampler_runs_through_epochs_and_resumes_anywhere() -> None:
+    whole = list(StepBatchSampler(epoch_batches, steps=12))
+    assert whole == [*epoch_batches(0), *epoch_batches(1), *epoch_batches(2)[:2]]
+    for start in range(13):
+        assert list(StepBatchSampler(epoch_batches, steps=12, start=start)) == whole[start:]
+
+
+def test_sampler_shares_an_epoch_among_processes_without_overlap() -> None:
+    parts = [list(StepBatchSampler(epoch_batches, steps=4, rank=rank, world_size=2)) for rank in range(2)]
+    assert parts[0] == [epoch_batches(0)[0], epoch_batches(0)[2], epoch_batches(1)[0], epoch_batches(1)[2]]
+    assert parts[1] == [epoch_batches(0)[1], epoch_batches(0)[3], epoch_batches(1)[1], epoch_batches(1)[3]]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"steps": 0}, "steps"), ({"start": 9}, "start"), ({"rank": 1}, "rank")]
+)
+def test_sampler_options(options: dict[str, int], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        StepBatchSampler(epoch_batches, **({"steps": 8} | options))
+
+
+def test_sampler_with_too_few_batches() -> None:
+    with pytest.raises(DataError, match="fewer than the 6 processes"):
+        list(StepBatchSampler(epoch_batches, steps=1, rank=0, world_size=6))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("linear", [0.5, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine", [0.5, 1.0, *(0.1 + 0.45 * (1 + math.cos(math.pi * k / 4)) for k in range(5))]),
+    ],
+)
+def test_schedule(shape, expected: list[float]) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = warmup_decay(optimizer, total_steps=6, warmup_steps=2, shape=shape, final_ratio=0.1)
+    seen = [optimizer.param_groups[0]["lr"]]
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == pytest.approx([2.0 * e for e in expected])
+
+
+def model() -> nn.Module:
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 5))
+    net[3].weight = net[0].weight  # tied
+    net[1].bias.requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize(("decay", "decayed", "plain"), [("all", 5, 0), ("no_norms", 2, 3), ("no_embeddings", 1, 4)])
+def test_parameter_groups(decay, decayed: int, plain: int) -> None:
+    groups = parameter_groups(model(), decay)
+    counts = {group.get("weight_decay"): len(group["params"]) for group in groups}
+    assert counts == {k: v for k, v in {None: decayed, 0.0: plain}.items() if v}

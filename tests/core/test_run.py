@@ -1,0 +1,218 @@
+"""From config to record: finished, repeated, interrupted and diverged runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from experiments.core import record as rec
+from experiments.core import run
+from experiments.core.errors import ConfigError
+from experiments.evaluate import evaluate
+
+OPTIMIZERS = ("adam", "adamw", "adamw_clip", "fadam")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+
+
+class Stop(Callback):
+    """Breaks a run off in the middle of an evaluation interval, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("broken off")
+
+
+def break_off_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    build = run.build_trainer
+
+    def with_stop(*args: Any) -> Trainer:
+        trainer = build(*args)
+        trainer.callbacks.append(Stop(step))
+        return trainer
+
+    monkeypatch.setattr(run, "build_trainer", with_stop)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_record_holds_what_the_tables_need(compose_config, tmp_path: Path, optimizer: str) -> None:
+    cfg = compose_config("experiment=toy", f"optimizer={optimizer}", "seed=3")
+    run.execute(cfg)
+    record = json.loads((tmp_path / "runs/toy/smoke" / optimizer / "main-s3.json").read_text())
+    assert record["steps"] == 12
+    assert [entry["step"] for entry in record["history"]] == [4, 8, 12]
+    assert record["metrics"]["val/loss"] == record["history"][-1]["val/loss"] == record["objective"]["value"]
+    assert math.isclose(record["metrics"]["test/loss"], record["metrics"]["val/loss"], rel_tol=1e-6)
+    assert record["seen"] == {"items": 48.0}
+    assert record["target"] | {"seconds": 0} == {
+        "metric": "val/loss", "mode": "min", "value": 1e9, "steps": 4, "seconds": 0
+    }  # fmt: skip
+    assert record["diverged"] is False
+    assert record["optimizer"]["gradient_clip_val"] == (1.0 if optimizer == "adamw_clip" else None)
+    assert record["artifacts"] == ["main-s3.txt"]
+    assert record["parameters"] == 3 * 8 + 8 + 16 + 8 + 1
+    assert record["step_time_s"] > 0
+    assert record["peak_memory_bytes"] > 0
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_same_seed_means_same_start_and_same_data_for_every_optimizer(compose_config, tmp_path: Path) -> None:
+    first = [
+        run.build_module(compose_config("experiment=toy", f"optimizer={name}", "seed=5")).model.state_dict()
+        for name in OPTIMIZERS
+    ]
+    for other in first[1:]:
+        assert all(torch.equal(first[0][name], other[name]) for name in other)
+    other_seed = run.build_module(compose_config("experiment=toy", "seed=6")).model.state_dict()
+    assert not torch.equal(first[0]["net.0.weight"], other_seed["net.0.weight"])
+
+
+def test_a_finished_run_is_not_repeated_unless_something_changed(compose_config, tmp_path: Path) -> None:
+    cfg = compose_config("experiment=toy", "optimizer=fadam")
+    path = rec.record_path(cfg)
+    run.execute(cfg)
+    before = path.stat().st_mtime_ns
+    run.execute(cfg)
+    assert path.stat().st_mtime_ns == before
+    run.execute(compose_config("experiment=toy", "optimizer=fadam", "optimizer.lr=0.5"))
+    assert path.stat().st_mtime_ns != before
+    assert json.loads(path.read_text())["optimizer"]["lr"] == 0.5
+
+
+def test_a_broken_record_is_made_again(compose_config) -> None:
+    cfg = compose_config("experiment=toy")
+    path = rec.record_path(cfg)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 1, "task"')
+    run.execute(cfg)
+    assert json.loads(path.read_text())["steps"] == 12
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_clip", "fadam"])
+@pytest.mark.parametrize(("accumulate", "step"), [(1, 5), (1, 8), (1, 11), (2, 6)])
+def test_an_interrupted_run_goes_on_exactly(
+    compose_config, monkeypatch: pytest.MonkeyPatch, optimizer: str, accumulate: int, step: int
+) -> None:
+    options = ("experiment=toy", f"optimizer={optimizer}", f"trainer.accumulate_grad_batches={accumulate}")
+    whole = compose_config(*options, "trial=whole")
+    expected = run.execute(whole)
+
+    cfg = compose_config(*options)
+    with monkeypatch.context() as patch:
+        break_off_at(patch, step)
+        with pytest.raises(RuntimeError, match="broken off"):
+            run.execute(cfg)
+    folder = Path(cfg.paths.run_dir)
+    assert not rec.record_path(cfg).exists()
+    assert (folder / "last.ckpt").exists()
+    assert not list(folder.parent.glob("*.tmp"))
+
+    starts = []
+    monkeypatch.setattr(Stop, "on_train_batch_end", lambda *_: None)
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda *a, **k: (starts.append(k["ckpt_path"]), fit(*a, **k))[1])
+    record = run.execute(cfg)
+    assert starts == [str(folder / "last.ckpt")]
+    for name, value in weights(Path(whole.paths.run_dir)).items():
+        assert torch.equal(value, weights(folder)[name]), name
+    strip = [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["history"]]
+    assert strip == [{k: v for k, v in entry.items() if k != "seconds"} for entry in expected["history"]]
+    assert record["seen"] == expected["seen"]
+    assert record["metrics"] == expected["metrics"]
+
+
+def test_a_changed_config_does_not_resume_from_the_old_checkpoint(compose_config, monkeypatch) -> None:
+    cfg = compose_config("experiment=toy")
+    with monkeypatch.context() as patch:
+        break_off_at(patch, 6)
+        with pytest.raises(RuntimeError, match="broken off"):
+            run.execute(cfg)
+    changed = compose_config("experiment=toy", "optimizer.lr=0.01")
+    digest = rec.config_hash(rec.plain_config(changed))
+    assert run.resume_from(changed, Path(changed.paths.run_dir), digest) is None
+    assert not list(Path(changed.paths.run_dir).glob("*.ckpt"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(compose_config) -> None:
+    cfg = compose_config("experiment=toy", "optimizer=adamw", "optimizer.lr=1e30", "callbacks.history.check_every=1")
+    run.execute(cfg)
+    record = json.loads(rec.record_path(cfg).read_text())
+    assert record["diverged"] is True
+    assert record["steps"] < 12
+    assert record["objective"]["value"] is None
+    assert record["samples"] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval_every=5", "eval_every must divide trainer.max_steps=12"),
+        ("eval_every=0", "eval_every must be a whole number of at least 1, got 0"),
+        ("trainer.max_steps=-1", "trainer.max_steps must be"),
+        ("resume=maybe", "resume must be one of auto, never, got 'maybe'"),
+        ("purpose=fun", "purpose must be eval or tune, got 'fun'"),
+        ("objective.mode=up", "objective.mode must be min or max"),
+        ("scheduler.warmup_steps=12", "scheduler.warmup_steps must be"),
+        ("scheduler.shape=stairs", "scheduler.shape must be cosine, linear or constant, got 'stairs'"),
+        ("module.decay=some", "module.decay must be one of all, no_norms, no_embeddings, got 'some'"),
+    ],
+)
+def test_wrong_options_are_named(compose_config, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run.execute(compose_config("experiment=toy", override))
+
+
+def test_progress_choices(compose_config) -> None:
+    from hydra.errors import InstantiationException
+
+    with pytest.raises(InstantiationException, match="progress must be auto, rich or line, got 'loud'"):
+        run.execute(compose_config("experiment=toy", "progress=loud"))
+
+
+def test_evaluation_of_the_checkpoint_gives_the_record_again(compose_config) -> None:
+    cfg = compose_config("experiment=toy", "optimizer=fadam", "logger=none")
+    record = run.execute(cfg)
+    assert evaluate(Path(cfg.paths.run_dir))["test/loss"] == pytest.approx(record["metrics"]["test/loss"])
+
+
+def test_wandb_without_key_or_network_stays_offline(compose_config, monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = compose_config("experiment=toy", "optimizer=fadam", "logger=wandb")
+    record = run.execute(cfg)
+    assert record["steps"] == 12
+    assert capsys.readouterr().out.count("W&B: no API key, so this run is logged offline") == 1
+    assert list(Path(cfg.paths.run_dir).glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_config_hash_ignores_where_and_how_a_run_is_watched(compose_config) -> None:
+    def digest(*overrides: str) -> str:
+        return rec.config_hash(rec.plain_config(compose_config("experiment=toy", *overrides)))
+
+    same = digest()
+    assert digest("paths.data_dir=/elsewhere", "logger=none", "progress=line", "resume=never") == same
+    assert digest("seed=2") != same
+    assert digest("optimizer.lr=0.1") != same
+
+
+def test_record_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "record.json"
+    with pytest.raises(TypeError):
+        rec.write_record(path, {"fine": 1, "not": object()})
+    assert not path.exists()
+    rec.write_record(path, {"inf": math.inf, "nested": [math.nan, 1.0]})
+    assert json.loads(path.read_text()) == {"inf": None, "nested": [None, 1.0]}
