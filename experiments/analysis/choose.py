@@ -2,7 +2,8 @@
 
     python -m experiments.analysis.choose asr --scale cpu
 
-Leaves with status 3 if an arm's best trial lies at the edge of the search space: the space must be widened, for all arms.
+Leaves with status 3 if an arm's best trial lies at the edge of the search space, which must then be widened for all
+arms.
 """
 
 from __future__ import annotations

@@ -84,7 +84,10 @@ _FREE_SECTIONS = frozenset(
         "searched",
         "threads",
         "resume",
-        "overwrite",
+        "label",
+        "progress",
+        "multirun",
+        "tune",
         "command",
     }
 )
@@ -262,7 +265,7 @@ def record_files(root: Path) -> list[Path]:
     """Paths, relative to `root`, of all files that are named like a record, in a fixed order."""
     return sorted(
         path.relative_to(root)
-        for path in root.rglob("*.json")
+        for path in root.glob("*/*/*/*.json")
         if _FILE_NAME.fullmatch(path.name) and not path.name.startswith(".")
     )
 

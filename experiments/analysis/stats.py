@@ -47,7 +47,7 @@ def summarise(values: Sequence[float]) -> Summary | None:
 
 def t_quantile(n: int, confidence: float = 0.95) -> float:
     """Two-sided quantile of Student's t with n - 1 degrees of freedom."""
-    from scipy.stats import t
+    from scipy.stats import t  # type: ignore[import-untyped,unused-ignore]
 
     return float(t.ppf(0.5 + confidence / 2, n - 1))
 
@@ -75,7 +75,7 @@ def bootstrap_interval(
     if len(values) < BOOTSTRAP_FROM or len(set(values)) == 1:
         return None
     import numpy as np
-    from scipy.stats import bootstrap
+    from scipy.stats import bootstrap  # type: ignore[import-untyped,unused-ignore]
 
     interval = bootstrap(
         (np.asarray(values),),
@@ -88,9 +88,7 @@ def bootstrap_interval(
     return float(interval.low), float(interval.high)
 
 
-def prediction_interval(
-    values: Sequence[float], n_new: int, confidence: float = 0.95
-) -> tuple[float, float] | None:
+def prediction_interval(values: Sequence[float], n_new: int, confidence: float = 0.95) -> tuple[float, float] | None:
     """Where the mean of `n_new` further runs is expected, given finite `values`: mean ± t · sd · sqrt(1/n + 1/n_new).
 
     None for fewer than two values.
@@ -148,7 +146,9 @@ def paired_difference(fadam: Mapping[int, float], opponent: Mapping[int, float],
     if not seeds:
         word = "no seed in common"
     elif diverged and opponent_diverged:
-        word = f"no verdict: FAdam diverged on {len(diverged)}, the opponent on {len(opponent_diverged)} of {len(seeds)}"
+        word = (
+            f"no verdict: FAdam diverged on {len(diverged)}, the opponent on {len(opponent_diverged)} of {len(seeds)}"
+        )
     elif diverged or opponent_diverged:
         bad = math.inf if mode == "min" else -math.inf
         mean = bad if diverged else -bad
@@ -162,10 +162,6 @@ def paired_difference(fadam: Mapping[int, float], opponent: Mapping[int, float],
         else:
             sd = statistics.stdev(values)
             bca = bootstrap_interval(values)
-            if interval[0] <= 0 <= interval[1]:
-                word = NONE
-            else:
-                word = BETTER if (mean < 0) == (mode == "min") else WORSE
-    return Paired(
-        len(seeds), left_out, mean, sd, interval, bca, differences, diverged, opponent_diverged, word
-    )
+            verdict = BETTER if (mean < 0) == (mode == "min") else WORSE
+            word = NONE if interval[0] <= 0 <= interval[1] else verdict
+    return Paired(len(seeds), left_out, mean, sd, interval, bca, differences, diverged, opponent_diverged, word)

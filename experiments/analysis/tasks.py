@@ -22,6 +22,7 @@ class Metric:
         keys: names it may have in a record, the first one being the name used in `paper.yaml`.
         mode: whether lower ("min") or higher ("max") is better.
         percent: whether the record's fraction is shown as a percentage.
+        brief: whether it is also shown in the terminal, where room is short.
         judged: whether a difference is called better or worse; codebook statistics only describe.
     """
 
@@ -31,6 +32,7 @@ class Metric:
     percent: bool = False
     digits: int = 3
     judged: bool = True
+    brief: bool = True
 
     @property
     def unit(self) -> str:
@@ -100,13 +102,12 @@ class TaskSpec:
 def _speech() -> TaskSpec:
     splits = ("test-clean", "test-other", "dev-clean", "dev-other", "test-human")
     metrics = [
-        Metric((f"{split}/{name}",), f"{split} {name.upper()}", "min", percent=True, digits=2)
+        Metric((f"{split}/{name}",), f"{split} {name.upper()}", "min", percent=True, digits=2, brief=name == "wer")
         for split in splits
         for name in ("wer", "cer")
     ]
     curves = tuple(
-        Metric((f"{split}/wer",), f"{split} WER", "min", percent=True, digits=2)
-        for split in ("dev-clean", "dev-other")
+        Metric((f"{split}/wer",), f"{split} WER", "min", percent=True, digits=2) for split in ("dev-clean", "dev-other")
     )
     return TaskSpec(
         "asr", "Speech recognition", tuple(metrics), curves, "not comparable with LibriSpeech numbers of the paper"
@@ -117,10 +118,10 @@ def _language() -> TaskSpec:
     metrics = (
         Metric(("test/bits_per_byte",), "test bits per byte", "min", digits=4),
         Metric(("test/loss",), "test loss (nats per token)", "min", digits=4),
-        Metric(("test/perplexity",), "test perplexity", "min", digits=3),
+        Metric(("test/perplexity",), "test perplexity", "min", digits=3, brief=False),
         Metric(("val/bits_per_byte",), "validation bits per byte", "min", digits=4),
         Metric(("val/loss",), "validation loss (nats per token)", "min", digits=4),
-        Metric(("val/perplexity",), "validation perplexity", "min", digits=3),
+        Metric(("val/perplexity",), "validation perplexity", "min", digits=3, brief=False),
     )
     curves = (
         Metric(("val/loss",), "validation loss (nats per token)", "min"),
