@@ -1,0 +1,1 @@
+"""Speech recognition: a Conformer with CTC on data in LibriSpeech's folder layout."""
