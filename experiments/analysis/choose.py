@@ -190,8 +190,10 @@ def config_text(choice: Choice, task: str, scale: str, variant: str) -> str:
     return "\n".join(lines) + "\n\n" + body
 
 
-def config_name(task: str, scale: str, variant: str, arm: str) -> str:
-    return "-".join(part for part in (f"{task}_{scale}", variant, arm) if part) + ".yaml"
+def config_name(record: Record) -> str:
+    """File name under which the experiment that made `record` looks for its tuned values."""
+    stem = record.experiment_name or "-".join(p for p in (f"{record.task}_{record.scale}", record.variant) if p)
+    return f"{stem}-{record.arm}.yaml"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -234,8 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{what}: nothing written.", file=sys.stderr)
                 status = EDGE_STATUS
                 continue
-            for arm, choice in choices.items():
-                path = Path(options.out) / config_name(task, scale, variant, arm)
+            for choice in choices.values():
+                path = Path(options.out) / config_name(choice.best.records[0])
                 write_text(path, config_text(choice, task, scale, variant))
                 print(f"wrote {path}")
         return status

@@ -62,6 +62,7 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "dirty": bool,
     "collapsed": bool,
     "command": str,
+    "experiment_name": str,
 }
 # Settings in which runs of one table may differ: who runs, where, and with which optimizer.
 _FREE_SECTIONS = frozenset(
@@ -165,6 +166,7 @@ class Record:
     dirty: bool = False
     collapsed: bool = False
     command: str = ""
+    experiment_name: str = ""
 
     @property
     def path(self) -> Path:

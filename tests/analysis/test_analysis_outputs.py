@@ -258,8 +258,15 @@ def test_a_variant_names_its_file_and_other_keys_are_kept(write, tuning, runs):
     status, out = run_choose(runs)
     assert status == 0
     assert [p.name for p in out.iterdir()] == ["asr_cpu-gaussian-fadam.yaml"]
-    chosen = yaml.safe_load((out / "asr_cpu-gaussian-fadam.yaml").read_text())
+    chosen = yaml.safe_load((out / "asr_cpu-gaussian-fadam.yaml").read_text())  # no experiment name in these records
     assert chosen == {"optimizer": {"lr": 0.002, "weight_decay": 0.01, "rho": 0.5}}
+
+
+def test_the_file_is_named_after_the_experiment_that_reads_it(write, trials, runs):
+    write(*({**content, "variant": "gaussian", "experiment_name": "asr_cpu_gaussian"} for content in trials))
+    status, out = run_choose(runs)
+    assert status == 0
+    assert {p.name for p in out.iterdir()} == {"asr_cpu_gaussian-fadam.yaml", "asr_cpu_gaussian-adamw_clip.yaml"}
 
 
 # --- figures
