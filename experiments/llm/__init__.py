@@ -1,0 +1,1 @@
+"""Language modelling: Llama-style models on packed text."""
