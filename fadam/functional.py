@@ -157,7 +157,7 @@ def _single_tensor_fadam(
 
         m = momentum_state.to(dtype) * beta1
         if momentum == "natural":
-            n = natural(g, d)
+            n = g / d
             if clip is not None:
                 n = n / clip_divisor(n, clip)
             m = m.add(n, alpha=1 - beta1)
@@ -169,6 +169,7 @@ def _single_tensor_fadam(
             update = natural(m / bias_correction(beta1, t) if correct_momentum else m, d)
             if clip is not None:
                 update = update / clip_divisor(update, clip)
+            update = update + (g - g)  # NaN where g is infinite, which `natural` has made a finite number
 
         if weight_decay != 0:
             w = theta
@@ -255,20 +256,25 @@ def _multi_tensor_fadam(
         torch._foreach_mul_(ms, beta1)
         corrections: list[Any] = [bias_correction(beta1, t) for t in ts] if correct_momentum else []
         if momentum == "natural":
-            ns = _natural(gs, ds, limit, clip)
+            ns = list(torch._foreach_div(gs, ds))
+            _clip_(ns, clip)
             torch._foreach_add_(ms, ns, alpha=1 - beta1)
+            del ns
             _store(momentum_states, ms)
             updates = list(torch._foreach_div(ms, corrections)) if correct_momentum else ms
         else:
             torch._foreach_add_(ms, gs, alpha=1 - beta1)
             _store(momentum_states, ms)
             updates = list(torch._foreach_div(ms, corrections)) if correct_momentum else ms
-            updates = _natural(updates, ds, limit, clip)
+            updates = _natural(updates, ds, limit)
+            _clip_(updates, clip)
+            torch._foreach_add_(updates, torch._foreach_sub(gs, gs))
 
         if weight_decay != 0:
             ws = _cast(thetas, dtype)
             if decay == "natural":
-                ws = _natural(ws, ds, limit, clip)
+                ws = _natural(ws, ds, limit)
+                _clip_(ws, clip)
             updates = list(torch._foreach_add(updates, ws, alpha=weight_decay))
 
         if isinstance(lr, Tensor):
@@ -279,8 +285,7 @@ def _multi_tensor_fadam(
 
 
 def _groups(*lists: list[Tensor]) -> list[list[int]]:
-    """Indices of the tensors that share a device and all their dtypes, as the multi-tensor kernels want
-    them."""
+    """Indices of the tensors that share a device and all dtypes, as the multi-tensor kernels want them."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, tensors in enumerate(zip(*lists, strict=True)):
         groups.setdefault((tensors[0].device, *(x.dtype for x in tensors)), []).append(i)
@@ -313,14 +318,18 @@ def _addcmul_(targets: list[Tensor], a: list[Tensor], b: list[Tensor], values: l
         torch._foreach_addcmul_(targets, a, b, values)
 
 
-def _natural(xs: list[Tensor], ds: list[Tensor], limit: float, clip: float | None) -> list[Tensor]:
-    """x / d, finite, then clipped in RMS: new tensors."""
+def _natural(xs: list[Tensor], ds: list[Tensor], limit: float) -> list[Tensor]:
+    """x / d, kept finite as in `natural`: new tensors."""
     xs = list(torch._foreach_div(xs, ds))
     torch._foreach_clamp_max_(xs, limit)
     torch._foreach_clamp_min_(xs, -limit)
+    return xs
+
+
+def _clip_(xs: list[Tensor], clip: float | None) -> None:
+    """x / max(1, RMS(x) / clip), in place."""
     if clip is not None:
         divisors = _rms(xs)
         torch._foreach_div_(divisors, clip)
         torch._foreach_clamp_min_(divisors, 1.0)
         torch._foreach_div_(xs, divisors)
-    return xs

@@ -87,7 +87,11 @@ def metric(f: Tensor, eps_t: Scalar, rho: float, differentiable: bool = False) -
 
 
 def natural(x: Tensor, d: Tensor) -> Tensor:
-    """x / d. A quotient too large for the dtype becomes its largest number, not infinity; NaN stays."""
+    """x / d for an x that is not in d's FIM; a quotient too large for the dtype becomes its largest number.
+
+    g / d needs no such care: d holds (1 - beta2_t)^rho g^(2 rho) at least, or has lost it to underflow, and in both
+    cases the quotient of finite numbers is finite for any rho up to 1.
+    """
     limit = torch.finfo(x.dtype).max
     return (x / d).clamp(min=-limit, max=limit)
 

@@ -91,7 +91,7 @@ class FAdam(Optimizer):
             ``momentum="gradient"`` before metric and clip.
         maximize: ascend instead of descend; the weight decay still shrinks.
         foreach: use the multi-tensor implementation. None uses it where all tensors of a group are plain
-            tensors on CUDA or XPU devices. It is faster there and holds about two copies of the parameters
+            tensors on CUDA or XPU devices. It is faster there and holds about three copies of the parameters
             more meanwhile.
         capturable: keep the step count on the parameter's device, so that a step can be captured in a graph
             and replayed. Slower otherwise. Set it before the first step.
