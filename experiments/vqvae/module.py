@@ -1,0 +1,153 @@
+"""Training and evaluation of a VQ-VAE: negative log-likelihood plus codebook and commitment losses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+from experiments.core.errors import ConfigError
+from experiments.core.module import TaskModule
+from experiments.vqvae.metrics import SplitScores, perceptual_metrics
+from experiments.vqvae.model import VQVAE, Output
+from experiments.vqvae.pictures import codebook_plot, reconstruction_picture
+from experiments.vqvae.quantiser import move_state
+
+PICTURES = 16
+COLLAPSED_BELOW = 2.0
+
+
+class ImageModule(TaskModule):
+    """The loss is NLL per dimension in nats + codebook_weight * codebook loss + beta * commitment loss.
+
+    Beta stands on the commitment term alone (arXiv:1711.00937, equation 3).
+
+    Args:
+        beta: weight of the commitment loss.
+        codebook_weight: weight of the codebook loss.
+        perceptual: in the test, measure LPIPS and rFID where their weights are on this machine.
+        others: see `TaskModule`.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    model: VQVAE
+
+    def __init__(
+        self,
+        *args: Any,
+        beta: float = 0.25,
+        codebook_weight: float = 1.0,
+        perceptual: bool = False,
+        **others: Any,
+    ) -> None:
+        super().__init__(*args, **others)
+        for name, value in (("beta", beta), ("codebook_weight", codebook_weight)):
+            if not value >= 0.0:
+                raise ConfigError(f"module.{name} must be at least 0, got {value}")
+        self.beta, self.codebook_weight, self.use_perceptual = beta, codebook_weight, perceptual
+        codes, discrete = self.model.quantiser.codes, self.model.likelihood.discrete
+        self.val_scores = SplitScores(codes, discrete)
+        self.test_scores = SplitScores(codes, discrete)
+        self.code_counts: Tensor | None = None
+        self.perplexity = math.inf
+
+    @property
+    def data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        size = self.data.image_size
+        expected = getattr(self.model, "image_size", size)
+        if size != expected:
+            raise ConfigError(f"model.image_size must be {size}, the size of the images, got {expected}")
+        step = getattr(self.model, "downsampling", 1)
+        if size % step:
+            raise ConfigError(f"model.downsampling must divide {size}, the size of the images, got {step}")
+
+    def nll(self, output: Output, images: Tensor) -> Tensor:
+        """Negative log-likelihood per dimension in nats, for each image (B,)."""
+        return -self.model.likelihood.log_prob(output.parameters, images) / images[0].numel()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        output = self.model(batch)
+        nll = self.nll(output, batch).mean()
+        quantised = output.quantised
+        loss = nll + self.codebook_weight * quantised.codebook_loss + self.beta * quantised.commitment_loss
+        self.log_dict(
+            {
+                "train/loss_step": loss.detach(),
+                "train/nll": nll.detach(),
+                "train/codebook_loss": quantised.codebook_loss.detach(),
+                "train/commitment_loss": quantised.commitment_loss.detach(),
+            },
+            batch_size=len(batch),
+        )
+        return loss
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Tensor, batch_idx: int) -> None:
+        restart = self.model.quantiser.restart_idle()
+        if restart is None or self.model.quantiser.learning == "ema":
+            return
+        optimizers = self.optimizers(use_pl_optimizer=False)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            move_state(optimizer, self.model.quantiser.embedding.weight, restart)  # type: ignore[arg-type]
+
+    def evaluate(self, scores: SplitScores, batch: Tensor) -> None:
+        output = self.model(batch)
+        bits = self.nll(output, batch) / math.log(2.0) if self.model.likelihood.discrete else None
+        scores.update(bits, self.model.likelihood.mean(output.parameters), batch, output.quantised.indices)
+
+    def report_scores(self, split: str, scores: SplitScores) -> None:
+        self.code_counts = scores.codebook.counts.clone()
+        found = scores.compute_and_reset()
+        self.perplexity = float(found["codebook_perplexity"])
+        self.report({f"{split}/{name}": value for name, value in found.items()})
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.evaluate(self.val_scores, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.report_scores("val", self.val_scores)
+
+    def on_test_start(self) -> None:
+        if not self.use_perceptual:
+            return
+        found, reasons = perceptual_metrics()
+        for name, reason in reasons.items():
+            self.trainer.print(f"{name} is not measured: {reason}")
+        self.test_scores.perceptual.update({name: metric.to(self.device) for name, metric in found.items()})
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.evaluate(self.test_scores, batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.report_scores("test", self.test_scores)
+
+    def seen(self, batch: Tensor) -> dict[str, float]:
+        return {"images": float(len(batch))}
+
+    def flags(self) -> dict[str, bool]:
+        """Whether at the last evaluation the codes' perplexity was under 2: the decoder then hardly depends on them."""
+        return {"collapsed": self.perplexity < COLLAPSED_BELOW}
+
+    @torch.no_grad()
+    def save_artifacts(self, stem: str) -> list[str]:
+        """`<stem>.png`: test images above their reconstructions, the same images in every run of these data;
+        `<stem>-codes.png`: how often each code was used on the whole split."""
+        tiles = self.data.split("test")
+        count = min(PICTURES, len(tiles))
+        chosen = [(2 * i + 1) * len(tiles) // (2 * count) for i in range(count)]
+        images = tiles.__getitems__(chosen)
+        self.eval()
+        output = self.model(images.to(self.device))
+        mean = self.model.likelihood.mean(output.parameters).cpu()
+        paths = [f"{stem}.png", f"{stem}-codes.png"]
+        reconstruction_picture(paths[0], images, (mean * 255.0).round().clamp(0, 255).to(torch.uint8))
+        assert self.code_counts is not None
+        codebook_plot(paths[1], self.code_counts.cpu().numpy(), self.perplexity)
+        return paths

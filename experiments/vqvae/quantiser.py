@@ -1,0 +1,241 @@
+"""Vector quantisation (van den Oord et al., arXiv:1711.00937), with the codebook learned by gradient or by moving averages.
+
+Our own, because vector-quantize-pytorch (1.32) does not give what the comparison needs: with a learnable codebook its one
+weight multiplies the codebook term as well as the commitment term, and it refuses a learnable codebook together with
+l2-normalised codes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from experiments.core.errors import ConfigError
+
+Learning = Literal["gradient", "ema"]
+
+
+class Quantised(NamedTuple):
+    """Result of quantising (B, D, h, w) vectors.
+
+    Attributes:
+        codes: (B, D, h, w), the chosen codes; their gradient goes straight through to the input.
+        indices: (B, h, w) int64.
+        codebook_loss: mean squared distance of the codes to the fixed vectors; 0 for an EMA codebook.
+        commitment_loss: mean squared distance of the vectors to the fixed codes, without beta.
+    """
+
+    codes: Tensor
+    indices: Tensor
+    codebook_loss: Tensor
+    commitment_loss: Tensor
+
+
+class Restart(NamedTuple):
+    """Codes given a new place. `donors` holds, for each, the code that its new vector was assigned to."""
+
+    codes: Tensor
+    donors: Tensor
+
+
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index (N,) of the code of (K, D) nearest to each vector of (N, D)."""
+    # The squares of the vectors are the same for every code.
+    return (codebook.square().sum(dim=1) - 2.0 * vectors @ codebook.T).argmin(dim=1)
+
+
+def kmeans(vectors: Tensor, k: int, iterations: int, normalise: bool = False) -> Tensor:
+    """Lloyd's algorithm from `k` of the vectors, drawn at random. Empty clusters stay where they are.
+
+    Args:
+        vectors: (N, D).
+        normalise: put the means back on the unit sphere.
+
+    Returns:
+        Means (k, D).
+    """
+    n = len(vectors)
+    # With fewer vectors than codes, each is drawn several times, and a little noise keeps the copies apart.
+    order = torch.cat([torch.randperm(n) for _ in range(-(-k // n))])[:k].to(vectors.device)
+    means = vectors[order].clone()
+    if k > n:
+        means += 1e-3 * vectors.std() * torch.randn(means.shape).to(means)
+    for _ in range(iterations):
+        assigned = nearest(vectors, means)
+        counts = torch.bincount(assigned, minlength=k)
+        sums = torch.zeros_like(means).index_add_(0, assigned, vectors)
+        means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], means)
+        if normalise:
+            means = F.normalize(means, dim=1)
+    return means
+
+
+def _everywhere(tensor: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def _from_first(tensor: Tensor) -> Tensor:
+    """The first process's tensor, on all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        tensor = tensor.contiguous()
+        torch.distributed.broadcast(tensor, src=0)
+    return tensor
+
+
+class VectorQuantiser(nn.Module):
+    """K codes of D dimensions.
+
+    Args:
+        codes: K.
+        dim: D.
+        learning: "gradient": the optimizer learns the codebook from the codebook loss; "ema": the codes follow the mean
+            of their vectors (van den Oord et al., appendix A.1), past the optimizer.
+        normalise: vectors and codes are put on the unit sphere first (ViT-VQGAN, arXiv:2110.04627).
+        kmeans_iterations: the codebook starts from k-means of the first training batch's vectors; 0: at random.
+        restart_after: a code that no training batch used for so many batches in a row moves to a random vector of the
+            newest batch; 0: never. See `restart_idle`.
+        ema_decay: of the moving averages.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+
+    idle: Tensor
+    initialised: Tensor
+    ema_counts: Tensor
+    ema_sums: Tensor
+
+    def __init__(
+        self,
+        codes: int,
+        dim: int,
+        learning: Learning = "gradient",
+        normalise: bool = False,
+        kmeans_iterations: int = 10,
+        restart_after: int = 0,
+        ema_decay: float = 0.99,
+    ) -> None:
+        super().__init__()
+        if learning not in ("gradient", "ema"):
+            raise ConfigError(f"quantiser.learning must be gradient or ema, got {learning!r}")
+        for name, value, least in (
+            ("codes", codes, 2),
+            ("dim", dim, 1),
+            ("kmeans_iterations", kmeans_iterations, 0),
+            ("restart_after", restart_after, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"quantiser.{name} must be at least {least}, got {value}")
+        if not 0.0 <= ema_decay < 1.0:
+            raise ConfigError(f"quantiser.ema_decay must be at least 0 and below 1, got {ema_decay}")
+        self.codes, self.dim, self.learning, self.normalise = codes, dim, learning, normalise
+        self.kmeans_iterations, self.restart_after, self.ema_decay = kmeans_iterations, restart_after, ema_decay
+        # An embedding, so that weight decay can leave it out like any other (experiments.core.optim).
+        self.embedding = nn.Embedding(codes, dim)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
+        self.register_buffer("initialised", torch.tensor(kmeans_iterations == 0))
+        if learning == "ema":
+            self.embedding.weight.requires_grad_(False)
+            self.register_buffer("ema_counts", torch.ones(codes))
+            self.register_buffer("ema_sums", self.embedding.weight.detach().clone())
+        self._newest: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, D) as compared with the vectors: on the unit sphere if `normalise`."""
+        weight = self.embedding.weight
+        return F.normalize(weight, dim=1) if self.normalise else weight
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes (B, D, h, w) of indices (B, h, w)."""
+        return F.embedding(indices, self.codebook).movedim(-1, 1)
+
+    def forward(self, vectors: Tensor) -> Quantised:
+        """
+        Args:
+            vectors: (B, D, h, w).
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = vectors.float()
+            if self.normalise:
+                vectors = F.normalize(vectors, dim=1)
+            flat = vectors.movedim(1, -1).reshape(-1, self.dim)  # (N, D)
+            if self.training and not self.initialised:
+                self._initialise(flat.detach())
+            codebook = self.codebook
+            indices = nearest(flat.detach(), codebook.detach())  # (N,)
+            chosen = F.embedding(indices, codebook)  # (N, D)
+            codebook_loss = F.mse_loss(chosen, flat.detach())
+            commitment_loss = F.mse_loss(flat, chosen.detach())
+            if self.training:
+                self._follow(flat.detach(), indices)
+            if self.learning == "ema":
+                codebook_loss = torch.zeros_like(commitment_loss)
+            through = flat + (chosen - flat).detach()  # straight-through estimator
+            b, _, h, w = vectors.shape
+            codes = through.view(b, h, w, self.dim).movedim(-1, 1)
+            return Quantised(codes, indices.view(b, h, w), codebook_loss, commitment_loss)
+
+    @torch.no_grad()
+    def _initialise(self, flat: Tensor) -> None:
+        means = _from_first(kmeans(flat, self.codes, self.kmeans_iterations, self.normalise))
+        self._place(torch.arange(self.codes, device=flat.device), means)
+        self.initialised.fill_(True)
+
+    def _place(self, rows: Tensor, vectors: Tensor) -> None:
+        self.embedding.weight.data[rows] = vectors.to(self.embedding.weight)
+        if self.learning == "ema":
+            self.ema_counts[rows] = 1.0
+            self.ema_sums[rows] = vectors.to(self.ema_sums)
+
+    @torch.no_grad()
+    def _follow(self, flat: Tensor, indices: Tensor) -> None:
+        """Take note of which codes a training batch used; move an EMA codebook."""
+        counts = _everywhere(torch.bincount(indices, minlength=self.codes))
+        self.idle.copy_(torch.where(counts > 0, 0, self.idle + 1))
+        if self.learning == "ema":
+            sums = _everywhere(torch.zeros_like(self.ema_sums).index_add_(0, indices, flat))
+            self.ema_counts.lerp_(counts.to(self.ema_counts), 1.0 - self.ema_decay)
+            self.ema_sums.lerp_(sums, 1.0 - self.ema_decay)
+            self.embedding.weight.copy_(self.ema_sums / self.ema_counts.clamp(min=1e-5)[:, None])
+        if self.restart_after:
+            self._newest = flat, indices
+
+    @torch.no_grad()
+    def restart_idle(self) -> Restart | None:
+        """Move the codes that were not used for `restart_after` training batches to vectors of the newest one.
+
+        To be called after the optimizer's step; None if nothing moved. The optimizer's state of a moved code is the
+        caller's to change: `donors` says which code had served the new place until now.
+        """
+        if self._newest is None:
+            return None
+        (flat, indices), self._newest = self._newest, None
+        stale = torch.nonzero(self.idle >= self.restart_after)[:, 0]
+        if len(stale) == 0:
+            return None
+        # Drawn on the CPU, whose generator is part of every checkpoint.
+        drawn = torch.randint(len(flat), (len(stale),)).to(flat.device)
+        donors = _from_first(indices[drawn])
+        self._place(stale, _from_first(flat[drawn]))
+        self.idle[stale] = 0
+        return Restart(stale, donors)
+
+
+def move_state(optimizer: torch.optim.Optimizer, parameter: Tensor, restart: Restart) -> None:
+    """Give restarted codes the optimizer state of the codes whose place they share.
+
+    Zeros would not treat optimizers alike: a second moment of zero late in training means a step many times too long,
+    which Adam takes in that row alone while FAdam's clip takes it out of the whole tensor. The donor's momentum and
+    curvature are of the right size, and copying rows needs no knowledge of what an optimizer calls its state.
+    """
+    for value in optimizer.state.get(parameter, {}).values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value[restart.codes] = value[restart.donors]

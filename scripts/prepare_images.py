@@ -1,0 +1,113 @@
+"""Decode and crop the images of the VQ-VAE task, once, into a memory map with a fingerprint.
+
+    python -m scripts.prepare_images --out data/images                          # photographs from Debian packages
+    python -m scripts.prepare_images --out data/images --source cifar10
+    python -m scripts.prepare_images --out data/images --source imagenet --size 256 --path /data/imagenet
+    python -m scripts.prepare_images --out data/images --source folder --folder ~/Pictures
+    python -m scripts.prepare_images --out data/images --source samples         # seven photographs, for tests
+
+Each makes the store <out>/<name>-<size>; configs/data/vqvae_*.yaml read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.core.errors import DataError, UserError
+from experiments.vqvae import sources
+from experiments.vqvae.store import SPLITS, Cut, Division, Store, build
+
+SOURCES = ("photographs", "samples", "folder", "cifar10", "imagenet")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m scripts.prepare_images",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--out", type=Path, default=Path("data/images"), help="folder of the stores (default: data/images)")
+    p.add_argument("--source", choices=SOURCES, default="photographs", help="default: photographs")
+    p.add_argument("--folder", type=Path, help="with --source folder: where the images are")
+    p.add_argument("--path", help="with cifar10 and imagenet: a local copy, or another name on the hub")
+    p.add_argument("--name", help="name of the data set (default: that of the source)")
+    p.add_argument("--size", type=int, default=32, help="edge of a tile in pixels (default: 32)")
+    p.add_argument(
+        "--mode", choices=("grid", "centre"), help="all tiles of a grid, or the middle of the scaled image "
+        "(default: centre for cifar10 and imagenet, else grid)"
+    )  # fmt: skip
+    p.add_argument("--stride", type=int, help="grid: from tile to tile in pixels (default: 3/4 of the size)")
+    p.add_argument("--shrink", type=int, default=2, help="grid: factor to scale down by before cutting (default: 2)")
+    p.add_argument("--min-side", type=int, default=0, help="leave out images with a shorter side than this")
+    p.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that decode")
+    p.add_argument("--force", action="store_true", help="make the store anew even if it is there")
+    return p
+
+
+def collect(options: argparse.Namespace) -> sources.Collection:
+    if options.source == "photographs":
+        return sources.photographs(options.out / ".packages")
+    if options.source == "samples":
+        return sources.samples()
+    if options.source == "folder":
+        if options.folder is None:
+            raise DataError("--source folder needs --folder DIR")
+        return sources.folder(options.folder)
+    return sources.hub(options.source, options.path)
+
+
+def summary(manifest: dict[str, object]) -> str:
+    tiles, images = manifest["tiles"], manifest["sources"]
+    assert isinstance(tiles, dict)
+    assert isinstance(images, dict)
+    return ", ".join(f"{tiles[s]} {s} tiles of {images[s]} images" for s in SPLITS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    hub = options.source in sources.HUB
+    photographs = options.source == "photographs"
+    try:
+        name = options.name or (options.folder.resolve().name if options.folder else options.source)
+        target = options.out / f"{name}-{options.size}"
+        if not options.force and (target / "manifest.json").exists():
+            print(f"{target} is there: {summary(Store(target).manifest)}. --force makes it anew.")
+            return 0
+        cut = Cut(
+            size=options.size,
+            mode=options.mode or ("centre" if hub else "grid"),
+            stride=options.size * 3 // 4 if options.stride is None else options.stride,
+            shrink=options.shrink,
+            # GCompris's small pictures are drawings and cut-outs.
+            min_side=options.min_side or (256 if photographs else 0),
+            flat=6.0 if photographs else 0.0,
+        )
+        collection = collect(options)
+        manifest = build(
+            target,
+            options.name or collection.name,
+            collection.sources,
+            cut,
+            Division(),
+            collection.attribution,
+            collection.origin,
+            options.workers,
+            lambda images, tiles: print(f"\r{images} images, {tiles} tiles", end="", flush=True),
+        )
+        print(f"\r{target}: {summary(manifest)}")
+        for kind, count in manifest["problems"].items():
+            names = manifest["problem_names"].get(kind, [])
+            print(f"  {kind}: {count}{f', such as {names[0]}' if names else ''}")
+        print(f"  {manifest['fingerprint']}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
