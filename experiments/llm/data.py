@@ -292,7 +292,7 @@ class StreamedBatches(IterableDataset[TextBatch]):
         return self.steps
 
     def _documents(self, epoch: int, start: dict[str, Any]) -> Iterator[tuple[np.ndarray[Any, Any], dict[str, Any]]]:
-        """Tokens of one pass's documents, each with its own place: block, the stream's state before it, number in it."""
+        """One pass's documents as tokens, each with its place: block, the stream's state before it, number in it."""
         stream, document = self.source.stream(self.role, self.rank, self.world_size)
         if start["state"] is not None:
             stream.load_state_dict(start["state"])

@@ -83,13 +83,13 @@ class LanguageModule(TaskModule):
             torch.cuda.synchronize(loss.device)
         rate = self._tokens / (time.perf_counter() - self._mark)
         self.log("train/loss_step", loss)
-        self.log("train/tokens_per_second", rate)
+        self.log("speed/tokens_per_second", rate)
         if loss.is_cuda:
             # None for a chip that Lightning does not know.
             peak = get_available_flops(loss.device, self.compute_dtype)
             if peak:
                 used = rate * self.model.flops_per_token(self.data.length) / self.trainer.world_size
-                self.log("train/mfu", used / peak)
+                self.log("speed/mfu", used / peak)
         self._restart_clock()
 
     @property

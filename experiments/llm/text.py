@@ -87,7 +87,7 @@ class Source(ABC):
         """All documents of a role, in a fixed order; empty ones too."""
 
     def stream(self, role: Role, rank: int = 0, world_size: int = 1) -> tuple[Any, Any]:
-        """The `datasets.IterableDataset` that holds a role's documents, and a function from its rows to a document or None.
+        """The `datasets.IterableDataset` with a role's documents, and a function from its rows to a document or None.
 
         Raises:
             ConfigError: this source has no stream.
@@ -173,7 +173,7 @@ def articles(rows: Iterable[str]) -> Iterator[str]:
 
 
 class _Datasets(Source):
-    """Documents that `datasets` streams. Roles that name the same split divide it by checksum, each other role takes all.
+    """Documents that `datasets` streams. Roles that name the same split divide it by checksum.
 
     Args:
         splits: role -> split of the data set.
@@ -390,8 +390,8 @@ class Hub(_Datasets):
 
     def explain(self, error: Exception) -> DataError:
         return DataError(
-            f"{self.path} cannot be read from the Hugging Face hub ({_sentence(error)}): check the network, HF_ENDPOINT "
-            f"and HF_TOKEN, or give a local copy with data=llm_files 'data.source.files=<folder>/*.parquet'"
+            f"{self.path} cannot be read from the Hugging Face hub ({_sentence(error)}): check the network, "
+            f"HF_ENDPOINT and HF_TOKEN, or give a local copy with data=llm_files 'data.source.files=<folder>/*.parquet'"
         )
 
 

@@ -1,5 +1,5 @@
-"""Byte-level tokenizers: plain bytes, or byte-pair encoding by `tokenizers`. Every token stands for a known number of bytes,
-so bits per byte are exact."""
+"""Byte-level tokenizers: plain bytes, or byte-pair encoding by `tokenizers`. Every token stands for a known number
+of bytes, so bits per byte are exact."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """Each text's tokens, without end tokens. The bytes of all tokens of a text add up to the text's UTF-8 bytes."""
+        """Each text's tokens, without end tokens; their bytes add up to the text's."""
 
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
