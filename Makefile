@@ -73,9 +73,10 @@ $(TASKS:%=tune-%): tune-%: $(READY)
 publish: $(READY) ## copy this machine's finished run records into results/runs
 	@$(PY) -m experiments.analysis.publish --runs "$(RUNS)" --to results/runs
 
-tables: $(READY) ## make results/tables and results/figures from the published records
+tables: $(READY) ## make tables, figures and the README's table from the published records
 	@$(PY) -m experiments.analysis.tables all
 	@$(PY) -m experiments.analysis.figures all
+	@$(PY) -m experiments.analysis.summary
 
 # ---- the house ----------------------------------------------------------------------------------------------------
 .PHONY: test lint format wheel clean

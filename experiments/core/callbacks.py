@@ -21,6 +21,11 @@ from experiments.core.errors import ConfigError
 from experiments.core.module import TaskModule
 
 
+def is_evaluation(name: str) -> bool:
+    """Whether a logged value is an evaluation of a split, `<split>/<metric>`, and not a state of training."""
+    return "/" in name and not name.startswith(("train/", "lr-"))
+
+
 class History(Callback):
     """Keeps what the run record needs: every evaluation, what was seen, step times, and whether the loss stayed finite.
 
@@ -90,7 +95,7 @@ class History(Callback):
         if self.evaluations and self.evaluations[-1]["step"] == step:
             return
         entry: dict[str, Any] = {"step": step}
-        entry |= {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
+        entry |= {name: value.item() for name, value in trainer.callback_metrics.items() if is_evaluation(name)}
         if self._loss_sum is not None:
             entry["train/loss"] = self._loss_sum.item() / self._loss_count
             self.diverged = self.diverged or not math.isfinite(entry["train/loss"])

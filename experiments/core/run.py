@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.core import loggers as log
 from experiments.core import record as rec
 from experiments.core import resolvers as resolvers
-from experiments.core.callbacks import History
+from experiments.core.callbacks import History, is_evaluation
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError
 from experiments.core.module import TaskModule
@@ -170,7 +170,8 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
         # Lightning has swallowed Ctrl-C; a sweep must end too.
         raise KeyboardInterrupt
 
-    metrics = {k: v for k, v in (history.evaluations[-1] if history.evaluations else {}).items() if "/" in k}
+    final = history.evaluations[-1] if history.evaluations else {}
+    metrics = {name: value for name, value in final.items() if is_evaluation(name)}
     if not history.diverged:
         metrics |= {name: float(v) for name, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
     samples = [] if history.diverged else module.samples()
