@@ -51,11 +51,12 @@ def rows(records: Sequence[Record], spec: TaskSpec, paper: Paper) -> tuple[list[
             values = {arm: values_by_seed(arms[arm], metric) for arm in (rivals[0], "fadam")}
             if metric.keys[0] not in HEADLINES[spec.name] or not all(values.values()):
                 continue
+            measure = metric.label + (f" ({metric.unit})" if metric.unit else "")
             paired = paired_difference(values["fadam"], values[rivals[0]], metric.mode)
             table.append(
                 [
                     name,
-                    f"{metric.label}{f' ({metric.unit})' if metric.unit else ''} {'↓' if metric.mode == 'min' else '↑'}",
+                    f"{measure} {'↓' if metric.mode == 'min' else '↑'}",
                     *(reported(paper, spec, metric, optimizer, sources=False) for optimizer in ("adam", "fadam")),
                     f"{arm_label(rivals[0])}: {metric.summary(summarise(list(values[rivals[0]].values())))}",
                     metric.summary(summarise(list(values["fadam"].values()))),
