@@ -1,0 +1,86 @@
+"""The Conformer, greedy decoding and the scores of a split."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from experiments.asr.model import ConformerCTC, subsampled
+from experiments.asr.module import SplitScores, greedy_decode
+from experiments.asr.text import CharTokenizer
+from experiments.core.errors import ConfigError
+
+
+def small(**options) -> ConformerCTC:
+    return ConformerCTC(**({"vocab_size": 29, "dim": 16, "layers": 1, "heads": 2, "kernel": 3} | options))
+
+
+def test_output_is_log_probabilities_of_the_announced_length() -> None:
+    model = small().eval()
+    lengths = torch.tensor([57, 33])
+    log_probs, out = model(torch.randn(2, 57, 80), lengths)
+    assert log_probs.shape == (2, int(out.max()), 29)
+    assert torch.equal(out, subsampled(lengths))
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(log_probs.shape[:2]))
+
+
+@pytest.mark.parametrize("frames", range(7, 40))
+def test_announced_length_is_the_convolutions_length(frames: int) -> None:
+    model = small()
+    assert model.subsampling(torch.zeros(1, frames, 80)).shape[1] == int(subsampled(torch.tensor(frames)))
+
+
+def test_padding_does_not_change_an_utterance_in_evaluation() -> None:
+    torch.manual_seed(0)
+    model = small(channels=(2, 2)).eval()
+    short = torch.randn(1, 31, 80)
+    alone, _ = model(short, torch.tensor([31]))
+    batch = torch.cat([torch.nn.functional.pad(short, (0, 0, 0, 20)), torch.randn(1, 51, 80)])
+    together, lengths = model(batch, torch.tensor([31, 51]))
+    # The convolution block of torchaudio's Conformer sees the padding, so its last frames may differ.
+    frames = int(lengths[0]) - 1
+    torch.testing.assert_close(together[0, :frames], alone[0, :frames], atol=1e-4, rtol=1e-4)
+
+
+def test_sizes() -> None:
+    count = sum(p.numel() for p in ConformerCTC(29).parameters())
+    assert 0.85e6 < count < 1.0e6
+    with torch.device("meta"):
+        conformer_s = ConformerCTC(256, dim=144, layers=16, kernel=31, channels=(144, 144), dropout=0.1)
+    assert sum(p.numel() for p in conformer_s.parameters()) == 8_390_848
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("vocab_size", 0), ("dim", 15), ("heads", 0), ("layers", 0), ("kernel", 4), ("n_mels", 3),
+        ("channels", (1,)), ("dropout", 1.0), ("ffn_ratio", 0),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named(option: str, value) -> None:
+    named = "dim" if option == "heads" else option
+    with pytest.raises(ConfigError, match=f"model.{named} must be"):
+        small(**{option: value})
+
+
+def test_greedy_decoding_merges_repeats_and_drops_blanks() -> None:
+    tokenizer = CharTokenizer()
+    c, a, t = tokenizer.encode("CAT")
+    path = [0, c, c, 0, a, t, 0, t, 0, 0]
+    log_probs = torch.full((2, len(path), tokenizer.vocab_size), -10.0)
+    for frame, symbol in enumerate(path):
+        log_probs[:, frame, symbol] = 0.0
+    assert greedy_decode(log_probs, torch.tensor([10, 6]), tokenizer) == ["CATT", "CAT"]
+    assert greedy_decode(log_probs, torch.tensor([1, 0]), tokenizer) == ["", ""]
+
+
+def test_split_scores_are_over_the_whole_split() -> None:
+    scores = SplitScores()
+    scores.update(["A B", "C"], ["A B", "D"], torch.tensor(1.0))
+    scores.update(["E F G H"], ["E F X H"], torch.tensor(4.0))
+    values = scores.compute_and_reset()
+    assert values["wer"].item() == pytest.approx(2 / 7)
+    assert values["cer"].item() == pytest.approx(2 / 11)
+    assert values["loss"].item() == pytest.approx(2.0)
+    scores.update(["A"], ["A"], torch.tensor(0.0))
+    assert scores.compute_and_reset()["wer"].item() == 0.0
