@@ -193,9 +193,9 @@ def _build(split: str, folder: Path, audio: Sequence[Path], transcripts: Sequenc
     texts: dict[str, str] = {}
     for file in transcripts:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, text = line.strip().partition(" ")
+            key, _, said = line.strip().partition(" ")
             if key:
-                texts[key] = normalise(text)
+                texts[key] = normalise(said)
 
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
@@ -213,7 +213,7 @@ def _build(split: str, folder: Path, audio: Sequence[Path], transcripts: Sequenc
     for path, info in zip(audio, infos, strict=True):
         key, name = path.stem, str(path.relative_to(folder))
         seen.add(key)
-        text: str | None = texts.get(key)
+        text = texts.get(key)
         if isinstance(info, str):
             problem(UNREADABLE, path, info)
         elif text is None:
