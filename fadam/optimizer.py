@@ -330,10 +330,13 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: naming the first option that is outside its range, its value and what is allowed.
     """
     checked = dict(options)
-    if not isinstance(options["lr"], Tensor):
-        checked["lr"] = _number(options, "lr", "a finite number >= 0 or a one-element tensor", lambda x: x >= 0)
-    elif options["lr"].numel() != 1 or not options["lr"].is_floating_point():
-        raise _refusal("lr", options["lr"], "a finite number >= 0 or a one-element floating-point tensor")
+    lr, allowed = options["lr"], "a finite number >= 0 or a one-element floating-point tensor of one"
+    if isinstance(lr, Tensor):
+        one = lr.numel() == 1 and lr.is_floating_point()
+        if not one or (not lr.is_meta and not 0 <= lr.item() < math.inf):
+            raise _refusal("lr", lr, allowed)
+    else:
+        checked["lr"] = _number(options, "lr", allowed, lambda x: x >= 0)
 
     betas = options["betas"]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,14 +29,18 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 
 
-def tensors(dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 1.0) -> list[Tensor]:
-    """One tensor of every shape and two that are not contiguous, filled with float64 normals, then rounded."""
+@cache
+def tensors(dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, ...]:
+    """One tensor of every shape and two that are not contiguous, filled with float64 normals, then rounded.
+
+    The same tensors for the same arguments: not to be changed.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(shape: tuple[int, ...]) -> Tensor:
         return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
 
-    return [*(normal(shape) for shape in SHAPES.values()), normal((6, 4)).t(), normal((4, 6))[:, ::2]]
+    return (*(normal(shape) for shape in SHAPES.values()), normal((6, 4)).t(), normal((4, 6))[:, ::2])
 
 
 def leaves(values: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,114 @@
+"""Options: what is refused, with which words, and what is kept of them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fadam import FAdam
+from fadam.optimizer import _DEFAULTS
+
+REFUSED: list[tuple[str, Any, str]] = [
+    ("lr", -1e-3, "finite number >= 0"),
+    ("lr", math.nan, "finite number >= 0"),
+    ("lr", math.inf, "finite number >= 0"),
+    ("lr", "1e-3", "finite number >= 0"),
+    ("lr", None, "finite number >= 0"),
+    ("lr", True, "finite number >= 0"),
+    ("lr", torch.ones(2), "one-element"),
+    ("lr", torch.tensor(-0.1), "finite number >= 0"),
+    ("lr", torch.tensor([math.nan]), "finite number >= 0"),
+    ("lr", torch.ones((), dtype=torch.int64), "one-element"),
+    ("betas", (0.9, 1.0), "two numbers in [0, 1)"),
+    ("betas", (-0.1, 0.999), "two numbers in [0, 1)"),
+    ("betas", (0.9, math.nan), "two numbers in [0, 1)"),
+    ("betas", (0.9,), "two numbers in [0, 1)"),
+    ("betas", (0.9, 0.99, 0.999), "two numbers in [0, 1)"),
+    ("betas", 0.9, "two numbers in [0, 1)"),
+    ("eps", -1e-8, "finite number >= 0"),
+    ("eps", math.inf, "finite number >= 0"),
+    ("eps", None, "finite number >= 0"),
+    ("eps2", -0.01, "finite number >= 0"),
+    ("eps2", math.nan, "finite number >= 0"),
+    ("clip", 0.0, "finite number > 0, or None"),
+    ("clip", -1.0, "finite number > 0, or None"),
+    ("clip", math.inf, "finite number > 0, or None"),
+    ("clip", False, "finite number > 0, or None"),
+    ("rho", 0.0, "(0, 1]"),
+    ("rho", 1.01, "(0, 1]"),
+    ("weight_decay", -0.1, "finite number >= 0"),
+    ("eps_mode", "adaptative", "'adaptive', 'scaled', 'fixed'"),
+    ("eps_mode", None, "'adaptive', 'scaled', 'fixed'"),
+    ("momentum", 0.9, "'natural', 'gradient'"),
+    ("decay", "coupled", "'natural', 'decoupled'"),
+    ("correct_momentum", 1, "True or False"),
+    ("maximize", None, "True or False"),
+    ("capturable", "yes", "True or False"),
+    ("differentiable", 0, "True or False"),
+    ("foreach", "auto", "True, False or None"),
+    ("momentum_dtype", "bfloat16", "torch.bfloat16"),
+    ("fim_dtype", torch.int8, "torch.bfloat16"),
+    ("fim_dtype", torch.complex64, "torch.bfloat16"),
+]
+
+
+def ids(value: Any) -> str:
+    return str(value)
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), REFUSED, ids=ids)
+def test_refused(name: str, value: Any, allowed: str) -> None:
+    for build in (
+        lambda: FAdam([torch.zeros(2)], **{name: value}),
+        lambda: FAdam([{"params": [torch.zeros(2)], name: value}]),
+    ):
+        with pytest.raises(ValueError, match="FAdam: ") as refusal:
+            build()
+        words = str(refusal.value)
+        assert f"{name}={value!r}" in words
+        assert allowed in words
+
+
+def test_a_refused_group_is_not_added() -> None:
+    opt = FAdam([torch.zeros(2)])
+    with pytest.raises(ValueError, match="rho=2"):
+        opt.add_param_group({"params": [torch.zeros(2)], "rho": 2})
+    assert len(opt.param_groups) == 1
+
+
+def test_foreach_with_differentiable_is_refused() -> None:
+    with pytest.raises(ValueError, match="differentiable=True"):
+        FAdam([torch.zeros(2)], foreach=True, differentiable=True)
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError, match="beta2"):
+        FAdam([torch.zeros(2)], beta2=0.9)  # type: ignore[call-arg]
+
+
+def test_edges_are_allowed() -> None:
+    FAdam([torch.zeros(2)], lr=0, betas=(0, 0), eps=0, eps2=0, clip=None, rho=1, weight_decay=0)
+    FAdam([torch.zeros(2)], lr=torch.tensor([0.1]))
+
+
+def test_defaults_are_the_papers_and_one_list() -> None:
+    signature = inspect.signature(FAdam.__init__).parameters
+    defaults = {k: p.default for k, p in signature.items() if k not in ("self", "params")}
+    assert defaults == _DEFAULTS
+    assert FAdam([torch.zeros(2)]).defaults == _DEFAULTS
+    papers = {"betas": (0.9, 0.999), "eps": 1e-8, "eps2": 0.01, "clip": 1.0, "weight_decay": 1e-3, "rho": 0.5}
+    assert {k: defaults[k] for k in papers} == papers
+
+
+def test_numbers_of_other_kinds_become_floats() -> None:
+    """So that a state dict loads with weights_only=True whatever a config handed over."""
+    opt = FAdam([{"params": [torch.zeros(2)], "eps": np.float32(0.5)}], lr=np.float64(0.1), betas=[0, np.float64(0.5)])
+    (group,) = opt.param_groups
+    assert [type(group[k]) for k in ("lr", "eps")] == [float, float]
+    assert group["betas"] == (0.0, 0.5)
+    assert [type(b) for b in group["betas"]] == [float, float]

@@ -1,0 +1,177 @@
+"""State: its keys, shapes and dtypes, and that it survives every way of saving and loading exactly."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fadam import FAdam
+from fadam.optimizer import _DEFAULTS
+from tests.fadam.cases import PATHS, leaves, run, tensors
+
+DTYPES = [
+    pytest.param(torch.float32, {}, id="float32"),
+    pytest.param(torch.bfloat16, {}, id="bfloat16"),
+    pytest.param(torch.bfloat16, {"momentum_dtype": torch.float32, "fim_dtype": torch.float32}, id="wide states"),
+    pytest.param(torch.float32, {"momentum_dtype": torch.bfloat16, "fim_dtype": torch.float16}, id="narrow states"),
+]
+
+
+def through_file(state_dict: dict[str, Any]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save(state_dict, buffer)
+    buffer.seek(0)
+    loaded: dict[str, Any] = torch.load(buffer, weights_only=True)
+    return loaded
+
+
+def assert_same(a: FAdam, b: FAdam) -> None:
+    for group, other in zip(a.param_groups, b.param_groups, strict=True):
+        assert {k: v for k, v in group.items() if k != "params"} == {k: v for k, v in other.items() if k != "params"}
+        for p, q in zip(group["params"], other["params"], strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=0)
+            assert list(a.state[p]) == list(b.state[q])
+            for name in a.state[p]:
+                torch.testing.assert_close(a.state[p][name], b.state[q][name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("dtype", "options"), DTYPES)
+def test_keys_shapes_and_dtypes(path: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    params = leaves(tensors(dtype))
+    opt = FAdam(params, **options, **PATHS[path])
+    run(opt, params, lambda t: tensors(seed=t), 2)
+    for p in params:
+        state = opt.state[p]
+        assert list(state) == ["step", "momentum", "fim"]
+        assert state["step"].shape == ()
+        assert state["step"].dtype == torch.float32
+        assert state["step"].item() == (2 if p.numel() else 0)
+        assert state["momentum"].shape == state["fim"].shape == p.shape
+        assert state["momentum"].stride() == state["fim"].stride() == torch.empty_like(p).stride()
+        assert state["momentum"].dtype == options.get("momentum_dtype", dtype)
+        assert state["fim"].dtype == options.get("fim_dtype", dtype)
+        assert not any(x.requires_grad for x in state.values())
+
+
+def test_complex_state_is_real() -> None:
+    (p,) = params = leaves([torch.ones(3, dtype=torch.complex64)])
+    opt = FAdam(params, fim_dtype=torch.float64)
+    run(opt, params, lambda t: [torch.ones(3) * 1j], 1)
+    assert opt.state[p]["momentum"].shape == opt.state[p]["fim"].shape == (3, 2)
+    assert (opt.state[p]["momentum"].dtype, opt.state[p]["fim"].dtype) == (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("dtype", "options"), DTYPES)
+@pytest.mark.parametrize("way", ["state dict", "file", "deepcopy", "pickle"])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    path: str, dtype: torch.dtype, options: dict[str, Any], way: str
+) -> None:
+    params = leaves(tensors(dtype, seed=1000))
+    opt = FAdam([{"params": params[:3]}, {"params": params[3:], "lr": 0.1}], **options, **PATHS[path])
+    run(opt, params, lambda t: tensors(seed=t), 4)
+
+    if way in ("deepcopy", "pickle"):
+        other = copy.deepcopy(opt) if way == "deepcopy" else pickle.loads(pickle.dumps(opt))
+        others = [p for group in other.param_groups for p in group["params"]]
+    else:
+        others = leaves(params)
+        # Built with other options: those of the state dict win.
+        other = FAdam([{"params": others[:3]}, {"params": others[3:]}], lr=3.0)
+        other.load_state_dict(opt.state_dict() if way == "state dict" else through_file(opt.state_dict()))
+    assert_same(opt, other)
+
+    run(opt, params, lambda t: tensors(seed=10 + t), 4)  # first, so that a shared tensor would show
+    run(other, others, lambda t: tensors(seed=10 + t), 4)
+    assert_same(opt, other)
+
+
+def test_loading_casts_nothing_and_shares_nothing() -> None:
+    (p,) = params = leaves([torch.ones(3, dtype=torch.bfloat16)])
+    opt = FAdam(params, momentum_dtype=torch.float32, fim_dtype=torch.float64)
+    run(opt, params, lambda t: [torch.full((3,), 0.1)], 3)
+    saved = opt.state_dict()
+    other = FAdam(others := leaves(params))
+    other.load_state_dict(saved)
+    for name, dtype in {"step": torch.float32, "momentum": torch.float32, "fim": torch.float64}.items():
+        loaded = other.state[others[0]][name]
+        torch.testing.assert_close(loaded, opt.state[p][name], rtol=0, atol=0)
+        assert loaded.dtype == dtype
+        assert loaded.data_ptr() != opt.state[p][name].data_ptr()
+
+
+def test_hooks_on_loading_see_and_change_what_is_loaded() -> None:
+    params = leaves([torch.ones(3)])
+    opt = FAdam(params, fim_dtype=torch.float64)
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    other = FAdam(others := leaves(params))
+    seen: list[torch.dtype] = []
+
+    def doubled(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state_dict = copy.deepcopy(state_dict)
+        state_dict["state"][0]["fim"] *= 2
+        return state_dict
+
+    def look(optimizer: torch.optim.Optimizer) -> None:
+        seen.append(optimizer.state[others[0]]["fim"].dtype)
+
+    other.register_load_state_dict_pre_hook(doubled)
+    other.register_load_state_dict_post_hook(look)
+    other.load_state_dict(opt.state_dict())
+    assert seen == [torch.float64]
+    torch.testing.assert_close(other.state[others[0]]["fim"], 2 * opt.state[params[0]]["fim"])
+
+
+@pytest.mark.parametrize("missing", [k for k in _DEFAULTS if k != "lr"])
+def test_a_checkpoint_without_a_newer_option_loads(missing: str) -> None:
+    params = leaves([torch.ones(3)])
+    opt = FAdam(params)
+    run(opt, params, lambda t: [torch.ones(3)], 2)
+    old = opt.state_dict()
+    del old["param_groups"][0][missing]
+    other = FAdam(others := leaves(params), rho=1.0)
+    other.load_state_dict(old)
+    assert other.param_groups[0][missing] == _DEFAULTS[missing]
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    run(other, others, lambda t: [torch.ones(3)], 1)
+    assert_same(opt, other)
+
+
+def test_a_state_of_another_optimizer_is_refused() -> None:
+    p = torch.ones(3, requires_grad=True)
+    adamw = torch.optim.AdamW([p])
+    p.grad = torch.ones(3)
+    adamw.step()
+    opt = FAdam([p])
+    with pytest.raises(ValueError, match=r"parameter 0 has \['exp_avg', 'exp_avg_sq', 'step'\]"):
+        opt.load_state_dict(adamw.state_dict())
+    assert not opt.state
+    assert opt.param_groups[0]["rho"] == 0.5
+
+
+def test_a_parameter_without_state_yet_loads() -> None:
+    params = leaves([torch.ones(3), torch.ones(2)])
+    opt = FAdam(params)
+    params[0].grad = torch.ones(3)
+    opt.step()
+    other = FAdam(others := leaves(params))
+    other.load_state_dict(through_file(opt.state_dict()))
+    assert list(other.state) == others[:1]
+
+
+def test_checkpoint_file_holds_plain_things_only(tmp_path: Path) -> None:
+    params = leaves([torch.ones(3)])
+    opt = FAdam(params, lr=torch.tensor(0.1), fim_dtype=torch.float64)
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    torch.save(opt.state_dict(), tmp_path / "opt.pt")
+    loaded = torch.load(tmp_path / "opt.pt", weights_only=True)
+    assert loaded["param_groups"][0]["fim_dtype"] == torch.float64
+    assert isinstance(loaded["state"][0]["momentum"], Tensor)
