@@ -11,9 +11,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import hydra
 import lightning
 import torch
-from hydra.utils import instantiate
+from hydra.errors import InstantiationException
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
@@ -24,7 +25,7 @@ from experiments.core import record as rec
 from experiments.core import resolvers as resolvers
 from experiments.core.callbacks import History, is_evaluation
 from experiments.core.data import ResumableDataModule
-from experiments.core.errors import ConfigError
+from experiments.core.errors import ConfigError, UserError
 from experiments.core.module import TaskModule
 
 RESUME_CHOICES = ("auto", "never")
@@ -53,6 +54,17 @@ def check_choices(cfg: DictConfig) -> None:
     for name in ("objective", "target"):
         if cfg[name].mode not in ("min", "max"):
             raise ConfigError(f"{name}.mode must be min or max, got {cfg[name].mode!r}")
+
+
+def instantiate(config: Any, **options: Any) -> Any:
+    """`hydra.utils.instantiate`, where what our own parts refuse comes out as the sentence that they raised."""
+    try:
+        return hydra.utils.instantiate(config, **options)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        raise cause or error from None
 
 
 def build_data(cfg: DictConfig) -> ResumableDataModule:

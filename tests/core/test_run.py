@@ -175,9 +175,7 @@ def test_wrong_options_are_named(compose_config, override: str, message: str) ->
 
 
 def test_progress_choices(compose_config) -> None:
-    from hydra.errors import InstantiationException
-
-    with pytest.raises(InstantiationException, match="progress must be auto, rich or line, got 'loud'"):
+    with pytest.raises(ConfigError, match="progress must be auto, rich or line, got 'loud'"):
         run.execute(compose_config("experiment=toy", "progress=loud"))
 
 
