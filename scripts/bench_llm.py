@@ -4,8 +4,8 @@ python -m scripts.bench_llm
 python -m scripts.bench_llm --out results/bench/llm_gpu trainer=gpu model=llama_gpu data.batch_size=32 data.length=1024
 
 Segments of the three loops follow each other in one process, so that what else the machine does falls on all of them.
-"Lightning" is its trainer alone; "ours" adds the callbacks, logger and flags of experiments.train. Evaluation and the first
-steps of each segment are left out everywhere. Where other work shares the CPU, the ratio of CPU times is the steadier one.
+"Lightning" is its trainer alone; "ours" adds the callbacks, logger and flags of experiments.train. Evaluation and the
+first steps of each segment are left out. Where other work shares the CPU, the ratio of CPU times is the steadier one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ GOAL = 0.97
 def configure(overrides: list[str], steps: int, folder: Path) -> DictConfig:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         words = [
-            "experiment=llm_cpu", f"paths.runs_dir={folder}", "progress=line", "resume=never", "scheduler.warmup_steps=0",
-            *overrides, f"trainer.max_steps={steps}", f"eval_every={steps}", "+trainer.limit_val_batches=0",
+            "experiment=llm_cpu", f"paths.runs_dir={folder}", "progress=line", "resume=never",
+            "scheduler.warmup_steps=0", *overrides, f"trainer.max_steps={steps}", f"eval_every={steps}",
+            "+trainer.limit_val_batches=0",
         ]  # fmt: skip
         cfg = compose("train", overrides=words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
 from experiments.core import resolvers as resolvers
 from experiments.core.errors import UserError
+from experiments.core.run import instantiate
 from experiments.llm.data import TextData
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

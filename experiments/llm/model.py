@@ -84,7 +84,7 @@ class LanguageModel(nn.Module):
         self.vocab_size, self.max_length = vocab_size, max_length
         self.llama = LlamaForCausalLM(config)
         if checkpointing:
-            self.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.llama.activation_checkpointing_enable({"use_reentrant": False})
         if compile:
             self.compile()
 

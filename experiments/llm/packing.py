@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,11 @@ def _tokenizer(
         return tok.load(Path(spec["file"]), spec.get("end") or tok.END)
     report(f"{source.name}: training a tokenizer of {spec['vocab_size']} tokens")
     wanted = [n for n in (spec.get("train_documents"), limits.get("train")) if n is not None]
-    texts = islice(source.documents("train"), min(wanted) if wanted else None)
+    texts = filter(None, islice(source.documents("train"), min(wanted) if wanted else None))
     first = next(texts, None)
     if first is None:
         raise DataError(f"{source.name} holds no text for train: the corpus is empty or the split's share too small")
-    return tok.BytePairs.train((text for part in ([first], texts) for text in part), spec["vocab_size"])
+    return tok.BytePairs.train(chain([first], texts), spec["vocab_size"])
 
 
 def _write(path: Path, documents: Iterable[str], tokenizer: tok.Tokenizer, dtype: np.dtype[Any]) -> dict[str, Any]:
