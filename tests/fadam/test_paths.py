@@ -199,10 +199,14 @@ def test_tiny_gradients_with_a_large_weight_keep_the_clipped_decay(path: str) ->
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_a_gradient_that_is_not_finite_is_not_hidden(path: str, bad: float) -> None:
+@pytest.mark.parametrize("momentum", ["natural", "gradient"])
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_gradient_that_is_not_finite_is_not_hidden(path: str, bad: float, momentum: str, clip: float | None) -> None:
     (p,) = params = leaves([torch.ones(3)])
-    run(FAdam(params, **PATHS[path]), params, lambda t: [torch.tensor([1.0, bad, 1.0])], 1)
-    assert p[1].isnan()
+    run(
+        FAdam(params, momentum=momentum, clip=clip, **PATHS[path]), params, lambda t: [torch.tensor([1.0, bad, 1.0])], 1
+    )
+    assert not p[1].isfinite()
 
 
 @pytest.mark.parametrize("path", PATHS)
