@@ -13,6 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.core import resolvers as resolvers
+from experiments.core.choices import unknown_keys
 from experiments.core.errors import UserError
 
 
@@ -33,4 +34,9 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code == 1:  # Hydra has refused the command line and named the key, but not what it might be
+            print("\n".join(unknown_keys(sys.argv[1:])), file=sys.stderr)
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from experiments.core.errors import ConfigError
 from experiments.core.optim import Decay, parameter_groups
 
 
@@ -38,8 +40,22 @@ class TaskModule(LightningModule):
         self.model = model
         self.make_optimizer, self.make_scheduler, self.decay = optimizer, scheduler, decay
 
+    def build_optimizer(self) -> Optimizer:
+        """The optimizer over this model's parameter groups.
+
+        Raises:
+            ConfigError: it refused an option, or has no option of that name.
+        """
+        groups = parameter_groups(self.model, self.decay)
+        try:
+            return self.make_optimizer(groups)
+        except (TypeError, ValueError) as error:
+            target = getattr(self.make_optimizer, "func", self.make_optimizer)
+            options = ", ".join(list(inspect.signature(target).parameters)[1:])
+            raise ConfigError(f"optimizer: {error}; its options are {options}") from error
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(parameter_groups(self.model, self.decay))
+        optimizer = self.build_optimizer()
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = self.make_scheduler(optimizer, total_steps=total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import math
+import re
 import resource
 import shlex
 import warnings
@@ -116,10 +118,23 @@ def steps_to_target(history: list[dict[str, Any]], target: DictConfig) -> dict[s
     return found
 
 
+def reset_peak_memory() -> None:
+    """Forget the peaks of runs that this process did before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes() -> int:
-    """Peak of this process: device memory on a GPU, resident memory on a CPU."""
+    """Peak since `reset_peak_memory`: device memory on a GPU, resident memory of this process on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+    except (OSError, TypeError):
+        pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -154,6 +169,7 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     torch.set_num_threads(cfg.threads)
     torch.set_float32_matmul_precision("high")
     quiet_lightning()
+    reset_peak_memory()
 
     started = datetime.datetime.now(datetime.timezone.utc)
     path, stem = rec.record_path(cfg), Path(cfg.paths.run_dir)

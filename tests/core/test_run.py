@@ -13,6 +13,7 @@ from lightning import Callback, Trainer
 
 from experiments.core import record as rec
 from experiments.core import run
+from experiments.core.choices import unknown_keys
 from experiments.core.errors import ConfigError
 from experiments.evaluate import evaluate
 
@@ -172,6 +173,33 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(compose_config) -> N
 def test_wrong_options_are_named(compose_config, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run.execute(compose_config("experiment=toy", override))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "override", "message"),
+    [
+        ("fadam", "optimizer.rho=3", "rho=3 is not allowed; rho must be a number in"),
+        ("fadam", "+optimizer.bata=3", "unexpected keyword argument 'bata'; its options are .*betas, eps, eps2, clip"),
+        (
+            "adamw",
+            "+optimizer.clip=3",
+            "unexpected keyword argument 'clip'; its options are .*betas, eps",
+        ),
+        ("adamw", "optimizer.lr=-1", "Invalid learning rate: -1"),
+    ],
+)
+def test_wrong_optimizer_options_are_named(compose_config, optimizer: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run.execute(compose_config("experiment=toy", f"optimizer={optimizer}", override))
+
+
+def test_misspelled_keys_are_answered_with_the_choices() -> None:
+    words = ["-m", "experiment=asr_cpu", "optimizer=fadam,adamw", "optimizer.bata=3", "eval_evry=1", "+new=1", "seed=1"]
+    found = list(unknown_keys(words))
+    assert len(found) == 2
+    assert found[0].startswith("error: optimizer has no option 'bata'; its options are lr, betas, eps, eps2")
+    assert found[1].startswith("error: the config has no option 'eval_evry'; its options are ")
+    assert list(unknown_keys(["experiment=asr_cpu", "optimizer=fadamm", "optimizer.bata=3"])) == []
 
 
 def test_progress_choices(compose_config) -> None:
