@@ -22,7 +22,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from scipy import signal
 
 from experiments.core.errors import DataError
 
@@ -180,8 +179,10 @@ ENGINES: dict[str, Callable[[], Engine]] = {"espeak": Espeak, "pico": Pico}
 
 def _convolve(x: npt.NDArray[Any], h: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Full convolution of integers; the FFT's rounding error is far below 1/2, so the result is exact."""
-    y: npt.NDArray[np.float64] = signal.fftconvolve(x.astype(np.float64), h.astype(np.float64))
-    return np.rint(y).astype(np.int64)
+    length = len(x) + len(h) - 1
+    size = 1 << (length - 1).bit_length()
+    product = np.fft.rfft(x.astype(np.float64), size) * np.fft.rfft(h.astype(np.float64), size)
+    return np.rint(np.fft.irfft(product, size)[:length]).astype(np.int64)
 
 
 def _to_int16(x: npt.NDArray[np.int64], bits: int) -> Samples:
@@ -193,15 +194,17 @@ def _to_int16(x: npt.NDArray[np.int64], bits: int) -> Samples:
 
 
 @lru_cache
-def _lowpass(up: int, down: int) -> tuple[npt.NDArray[np.float64], int]:
-    """Integer taps of the polyphase filter at `up` times the input rate, and its delay in outputs.
-
-    Zeros in front make the delay a whole number of outputs.
-    """
-    half = 12 * max(up, down)
-    taps = signal.firwin(2 * half + 1, 0.94 / max(up, down), window=("kaiser", 8.0)) * up
-    zeros = -half % down
-    return np.concatenate([np.zeros(zeros), np.rint(taps * (1 << 15))]), (half + zeros) // down
+def _lowpass(up: int, down: int) -> npt.NDArray[np.float64]:
+    """(inputs, up) integers: what `up` outputs in a row take from all the inputs that they reach."""
+    half = 12 * max(up, down)  # twelve zero crossings
+    reach = half // up + 1  # inputs on each side
+    cutoff = 0.94 / max(up, down)
+    # Distance of each input from each output, in steps of the common multiple of both rates.
+    offset = up * np.arange(-reach, down + reach)[:, None] - down * np.arange(up)[None, :]
+    inside = np.abs(offset) <= half
+    window = np.i0(8.0 * np.sqrt(np.where(inside, 1.0 - (offset / half) ** 2, 0.0))) * inside
+    taps = np.sinc(cutoff * offset) * window
+    return np.asarray(np.rint(taps * up / taps.sum() * (1 << 15)))
 
 
 def resample(samples: npt.NDArray[Any], rate: int, target: int = SAMPLE_RATE) -> Samples:
@@ -210,11 +213,12 @@ def resample(samples: npt.NDArray[Any], rate: int, target: int = SAMPLE_RATE) ->
         return samples.astype(np.int16)
     common = int(np.gcd(rate, target))
     up, down = target // common, rate // common
-    h, delay = _lowpass(up, down)
-    length = -(-len(samples) * up // down)
-    x = np.concatenate([samples.astype(np.float64), np.zeros(len(h) // up + down)])
-    y = signal.upfirdn(h, x, up, down)  # sums of integers below 2^53: exact in any order
-    return _to_int16(np.rint(y[delay : delay + length]).astype(np.int64), 15)
+    h = _lowpass(up, down)
+    reach = (len(h) - down) // 2
+    padded = np.pad(samples.astype(np.float64), (reach, reach + down))
+    x = np.lib.stride_tricks.sliding_window_view(padded, len(h))[::down]  # (blocks, inputs)
+    y = (x @ h).reshape(-1)[: -(-len(samples) * up // down)]  # integers below 2^53: exact in any order
+    return _to_int16(y.astype(np.int64), 15)
 
 
 def trim(samples: Samples, margin: int = SAMPLE_RATE // 20, threshold: int = 200) -> Samples:

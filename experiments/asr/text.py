@@ -130,8 +130,8 @@ class SentencePieceTokenizer:
                     )
                 except RuntimeError as error:
                     raise ConfigError(
-                        f"tokenizer.vocab_size={vocab_size} does not suit {len(texts)} transcripts: "
-                        f"{str(error).splitlines()[-1].strip()}"
+                        f"data.vocab_size={vocab_size} does not suit {len(texts)} transcripts: "
+                        f"{str(error).splitlines()[-1].rpartition('] ')[2]}"
                     ) from error
                 os.replace(os.path.join(folder, "model.model"), file)
         return cls(file)
