@@ -190,7 +190,7 @@ def summarise(rounds: list[Round], tokens: int) -> dict[str, dict[str, float]]:
 
 def cells(name: str, row: dict[str, float]) -> tuple[str, ...]:
     def ratio(kind: str) -> str:
-        return f"{row[f'{kind}ratio']:.3f} ({row[f'{kind}ratio_q1']:.3f} to {row[f'{kind}ratio_q3']:.3f})"
+        return f"{row[f'{kind}ratio']:.3f} ({row[f'{kind}ratio_q1']:.2f}–{row[f'{kind}ratio_q3']:.2f})"
 
     tokens = f"{row['tokens_per_second']:,.0f}"
     return name, tokens, ratio(""), f"{row['extra_ms']:+.2f}", ratio("cpu_"), f"{row['cpu_extra_ms']:+.2f}"
@@ -244,8 +244,8 @@ def main() -> None:
         "loops": rows,
         "seconds_per_step": rounds,
     }
-    names = {"bare": "bare PyTorch", "lightning": "Lightning alone", "ours": "ours (experiments.train)"}
-    headings = ("loop", "tokens/s", "speed / bare (quartiles)", "extra ms a step", "by CPU time", "extra ms of CPU")
+    names = {"bare": "bare PyTorch", "lightning": "Lightning", "ours": "ours"}
+    headings = ("loop", "tokens/s", "speed / bare", "ms more", "by CPU time", "CPU ms more")
     lines = [cells(names[loop], row) for loop, row in rows.items()]
     table = Table(*headings, title=f"{cfg.arm}, {parameters:,} parameters, {tokens:,} tokens a step")
     for line in lines:
@@ -261,7 +261,8 @@ def main() -> None:
         f"`{document['command']}`, {document['date'][:10]}, commit {commit}{' with changes' if dirty else ''}, "
         f"{document['device']}, {cfg.threads} thread(s), load {document['load']:.1f}, torch {torch.__version__}.",
         f"{cfg.arm}, {parameters:,} parameters, {tokens:,} tokens a step, {arguments.rounds} rounds of "
-        f"{arguments.steps - arguments.skip} timed steps of each loop, side by side in one process.",
+        f"{arguments.steps - arguments.skip} timed steps of each loop, side by side in one process. Medians (and "
+        'quartiles) over rounds; "Lightning" is its trainer alone, "ours" all of experiments.train.',
         "",
         "| " + " | ".join(headings) + " |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -7,6 +7,7 @@ attention may look across a document's end.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import count, islice
@@ -27,7 +28,7 @@ from experiments.llm.text import Role, Source
 
 IGNORE = -100  # a target that no loss counts
 ENCODED = 32  # streamed documents tokenised at once
-BEGINNING = {"epoch": 0, "block": 0, "state": None, "document": 0, "token": 0}  # of a stream
+BEGINNING: dict[str, Any] = {"epoch": 0, "block": 0, "state": None, "document": 0, "token": 0}  # of a stream
 
 
 class TextBatch(NamedTuple):
@@ -140,7 +141,7 @@ class TextData(ResumableDataModule):
         tok.check_choice(tokenizer["kind"], tokenizer["vocab_size"], tokenizer.get("file"))
         self.source, self.spec = source, dict(tokenizer)
         self.length, self.batch_size, self.eval_batch_size = length, batch_size, eval_batch_size
-        self.limits = {role: (max_documents or {}).get(role) for role in self.roles}
+        self.limits: dict[Role, int | None] = {role: (max_documents or {}).get(role) for role in self.roles}
         self.cache_dir, self.num_workers = Path(cache_dir), num_workers
         self._packed: packing.PackedFolder | None = None
 
@@ -383,6 +384,8 @@ class StreamedText(TextData):
                 f"a stream resumes on as many processes as it was left with: {len(self._starts)}, got {world_size}"
             )
         position = self._starts[rank] if self._starts is not None else ""
+        # With one worker at most, nothing is handed out twice.
+        warnings.filterwarnings("ignore", message=r"Your `IterableDataset` has `__len__` defined")
         self._handed, self._positions = self.start_batch, {self.start_batch: position}
         dataset = StreamedBatches(
             self.source, "train", self.tokenizer, self.length, self.batch_size, self.train_batches,

@@ -113,7 +113,7 @@ class LanguageModel(nn.Module):
         arXiv:2204.02311, appendix B)."""
         config = self.llama.config
         weights = self.non_embedding_parameters + self.llama.get_output_embeddings().weight.numel()
-        return 6.0 * weights + 12.0 * config.num_hidden_layers * config.hidden_size * length
+        return float(6 * weights + 12 * config.num_hidden_layers * config.hidden_size * length)
 
     @torch.no_grad()
     def continue_text(self, prompt: Tensor, tokens: int, end: int, temperature: float, seed: int = 0) -> Tensor:

@@ -33,6 +33,8 @@ class LanguageModule(TaskModule):
     """
 
     model: LanguageModel
+    token_bytes: Tensor  # (V,)
+    sums: Tensor  # (3,) nats, tokens and bytes of the evaluation under way
 
     def __init__(self, *args: Any, samples: int = 2, temperature: float = 0.8, **others: Any) -> None:
         super().__init__(*args, **others)
@@ -62,7 +64,8 @@ class LanguageModule(TaskModule):
         self.token_bytes = torch.from_numpy(self.data.tokenizer.token_bytes).to(self.device)  # (V,)
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        return self.model(batch.inputs, batch.targets).mean()
+        loss: Tensor = self.model(batch.inputs, batch.targets).mean()
+        return loss
 
     def on_train_start(self) -> None:
         self._restart_clock()

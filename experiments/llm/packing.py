@@ -40,7 +40,7 @@ def chunks(documents: Iterable[str], size: int = CHUNK) -> Iterator[list[str]]:
         yield chunk
 
 
-def identity(source: Source, tokenizer: Mapping[str, Any], limits: Mapping[str, int | None]) -> dict[str, Any]:
+def identity(source: Source, tokenizer: Mapping[str, Any], limits: Mapping[Role, int | None]) -> dict[str, Any]:
     """What a folder of tokens depends on."""
     spec = dict(tokenizer)
     if spec.get("file") is not None:
@@ -60,7 +60,7 @@ def pack(
     folder: Path,
     source: Source,
     tokenizer: Mapping[str, Any],
-    limits: Mapping[str, int | None],
+    limits: Mapping[Role, int | None],
     roles: Iterable[Role] = ROLES,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -115,7 +115,7 @@ def pack(
 
 
 def _tokenizer(
-    source: Source, spec: Mapping[str, Any], limits: Mapping[str, int | None], report: Callable[[str], None]
+    source: Source, spec: Mapping[str, Any], limits: Mapping[Role, int | None], report: Callable[[str], None]
 ) -> tok.Tokenizer:
     if spec["kind"] == "bytes":
         return tok.Bytes()
@@ -210,7 +210,8 @@ def windows(tokens: int, length: int) -> int:
 
 def window(tokens: Tokens, first: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
     """(B, length + 1) tokens from each position in `first` (B,): inputs and, one later, targets."""
-    return tokens[first[:, None] + np.arange(length + 1)].astype(np.int64)
+    rows: npt.NDArray[np.int64] = tokens[first[:, None] + np.arange(length + 1)].astype(np.int64)
+    return rows
 
 
 def evaluation_windows(tokens: int, length: int, batch_size: int) -> list[tuple[npt.NDArray[np.int64], int]]:
