@@ -25,6 +25,7 @@ class Made:
 
     def __init__(self, out: Path) -> None:
         self.out, self.said = out, io.StringIO()
+        self.lines = plan(SMALL)
         self.document = self.run(SMALL)
 
     def run(self, settings: Settings, **options: Any) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def test_the_data_set_is_librispeechs_layout_and_describes_itself(made: Made) ->
 
 
 def test_a_fresh_process_makes_the_same_samples(made: Made, tmp_path: Path) -> None:
-    lines = plan(SMALL)
+    lines = made.lines
     # Voices of both engines, clean and noisy; one process now, where there were two.
     again = {split: lines[split] for split in ("train-clean", "dev-other")}
     advanced: list[int] = []
@@ -179,6 +180,7 @@ def test_an_interrupted_run_leaves_nothing_and_the_next_one_starts_over(
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == []
 
 
+@pytest.mark.usefixtures("phrases")
 def test_force_keeps_the_old_data_set_until_the_new_one_is_whole(made: Made, silent_renderer: list[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         made.run(SMALL, force=True)
