@@ -253,6 +253,8 @@ def main() -> None:
     console.print(table)
     word = "reached" if rows["ours"]["ratio"] >= GOAL else "missed"
     verdict = f"Goal: ours at least {GOAL} of the bare loop; {word} with {rows['ours']['ratio']:.3f}."
+    if accelerator == "cpu" and (document["load"] or 0.0) > 1.25 * (os.cpu_count() or 1):
+        verdict += f" The machine was busy (load {document['load']:.1f}): here the CPU times are to be believed."
     console.print(verdict)
 
     text = [
