@@ -281,7 +281,7 @@ def _multi_tensor_fadam(
             rate = lr.to(device=device, dtype=dtype, non_blocking=True)
             torch._foreach_sub_(thetas, list(torch._foreach_mul(updates, rate)))
         else:
-            torch._foreach_sub_(thetas, updates, alpha=lr)
+            torch._foreach_add_(thetas, updates, alpha=-lr)  # inductor drops the alpha of _foreach_sub_
 
 
 def _groups(*lists: list[Tensor]) -> list[list[int]]:
