@@ -41,7 +41,11 @@ $(READY): pyproject.toml constraints.txt scripts/make_env.sh
 TASKS := asr llm vqvae
 .PHONY: data-asr data-llm data-vqvae
 data-asr: $(READY) ## write the synthesised speech (2 minutes, once)
-	@$(PY) scripts/prepare_speech.py --out "$(DATA)/speech"
+	@$(PY) -m scripts.prepare_speech --out "$(DATA)/speech"
+data-llm: $(READY) ## tokenise the State of the Union speeches (seconds, once)
+	@$(PY) -m scripts.prepare_text --experiment llm_$(SCALE)
+data-vqvae: $(READY) ## fetch photographs from Debian's packages and cut them into tiles (once)
+	@$(PY) -m scripts.prepare_images --out "$(DATA)/images"
 
 # ---- the comparisons ------------------------------------------------------------------------------------------------
 EXPERIMENTS_asr := asr_$(SCALE)
@@ -77,6 +81,10 @@ tables: $(READY) ## make tables, figures and the README's table from the publish
 	@$(PY) -m experiments.analysis.tables all
 	@$(PY) -m experiments.analysis.figures all
 	@$(PY) -m experiments.analysis.summary
+
+.PHONY: bench-llm
+bench-llm: $(READY) ## tokens per second of our training run against a bare PyTorch loop
+	@$(PY) -m scripts.bench_llm
 
 # ---- the house ----------------------------------------------------------------------------------------------------
 .PHONY: test lint format wheel clean
