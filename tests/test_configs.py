@@ -69,5 +69,5 @@ def test_trainer_is_made_from_its_config(compose_config, tmp_path: Path) -> None
     cfg = compose_config("experiment=asr_cpu", "optimizer=adamw_clip", "trainer.accumulate_grad_batches=2")
     trainer = run.build_trainer(cfg, tmp_path)
     assert trainer.gradient_clip_val == 1.0
-    assert trainer.val_check_batch == 2 * cfg.eval_every
+    assert trainer.val_check_interval == 2 * cfg.eval_every
     assert instantiate(cfg.scheduler).keywords["warmup_steps"] == cfg.scheduler.warmup_steps
