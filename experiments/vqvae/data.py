@@ -20,8 +20,8 @@ from experiments.vqvae.store import SPLITS, Store
 class Tiles(Dataset[Tensor]):
     """One split's tiles as uint8 (B, 3, size, size), a batch at a time.
 
-    Index n + i, with n tiles in the split, is tile i mirrored left to right: which tiles are mirrored is thereby part of
-    the batches, and so a function of the step.
+    Index n + i, with n tiles in the split, is tile i mirrored left to right: which tiles are mirrored is thereby part
+    of the batches, and so a function of the step.
     """
 
     def __init__(self, store: Store, rows: npt.NDArray[np.int64]) -> None:

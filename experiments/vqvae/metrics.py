@@ -56,8 +56,8 @@ class MeanPerImage(Metric):
 class SplitScores(nn.Module):
     """All metrics of one split.
 
-    PSNR is that of the mean squared error over the split, not the mean of the images' PSNRs: a few images that are all but
-    perfect do not rule it.
+    PSNR is that of the mean squared error over the split, not the mean of the images' PSNRs: a few images that are
+    all but perfect do not rule it.
 
     Args:
         codes: size of the codebook.

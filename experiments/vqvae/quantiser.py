@@ -1,8 +1,8 @@
-"""Vector quantisation (van den Oord et al., arXiv:1711.00937), with the codebook learned by gradient or by moving averages.
+"""Vector quantisation (van den Oord et al., arXiv:1711.00937); the codebook learns by gradient or moving averages.
 
-Our own, because vector-quantize-pytorch (1.32) does not give what the comparison needs: with a learnable codebook its one
-weight multiplies the codebook term as well as the commitment term, and it refuses a learnable codebook together with
-l2-normalised codes.
+Our own, because vector-quantize-pytorch (1.32) does not give what the comparison needs: with a learnable codebook its
+one weight multiplies the codebook term as well as the commitment term, and it refuses a learnable codebook together
+with l2-normalised codes.
 """
 
 from __future__ import annotations

@@ -108,7 +108,8 @@ def samples() -> Collection:
 
 
 def folder(path: str | Path) -> Collection:
-    """All files in a folder and the folders in it, hidden ones excepted. Those in `train`, `val` and `test` keep that split.
+    """All files in a folder and the folders in it, hidden ones excepted. Files under `train`, `val` and `test` keep
+    that split.
 
     Raises:
         DataError: there is no such folder, or it has only some of the three folders.

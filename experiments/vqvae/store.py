@@ -51,7 +51,7 @@ class Cut:
         size: edge of a tile in pixels.
         mode: "grid": all tiles of a regular grid; "centre": the image scaled to the tile's size and cut in the middle.
         stride: from one tile of the grid to the next, in pixels; `size` if 0.
-        shrink: whole factor by which images are scaled down before "grid" cuts them, which removes traces of compression.
+        shrink: whole factor to scale down by before "grid" cuts, which removes traces of compression.
         min_side: images with a shorter side than this are left out.
         flat: tiles are left out in which no channel has a standard deviation of this many levels; "grid" only.
     """

@@ -1,0 +1,324 @@
+"""The data module, one step of every config, what a run leaves behind, and resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback, Trainer
+from omegaconf import DictConfig
+from PIL import Image
+from torchmetrics import MeanMetric
+
+from experiments.core import run
+from experiments.core.errors import ConfigError, DataError
+from experiments.vqvae import metrics
+from experiments.vqvae.data import ImageData
+from experiments.vqvae.metrics import SplitScores
+from experiments.vqvae.module import ImageModule
+from experiments.vqvae.pictures import GAP, ROWS
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("vqvae_*.yaml"))
+# Every config at a size that takes a moment.
+TINY = (
+    "scale=smoke", "logger=none", "progress=line", "trainer.max_steps=2", "eval_every=2", "scheduler.warmup_steps=1",
+    "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true",
+    "data.batch_size=4", "data.num_workers=0", "model.quantiser.codes=8", "model.quantiser.dim=4",
+    "model.quantiser.restart_after=1", "model.likelihood.features=4",
+)  # fmt: skip
+TINY_MODEL = {
+    "ConvVQVAE": ("model.width=8", "model.blocks=1"),
+    "ViTVQVAE": (
+        "model.image_size=16",
+        "model.patch=8",
+        "model.dim=8",
+        "model.heads=2",
+        "model.layers=1",
+        "model.hidden=16",
+    ),
+}
+
+
+@pytest.fixture
+def tiny(compose_config, make_store):
+    """`tiny("experiment=vqvae_cpu", ...)`: that config, shrunken, on made-up images."""
+
+    def build(experiment: str, *overrides: str) -> DictConfig:
+        target = compose_config(experiment).model._target_.rsplit(".", 1)[-1]
+        trainer = () if "strategy" not in compose_config(experiment).trainer else ("trainer.strategy=auto",)
+        folder = make_store(size=16)
+        return compose_config(experiment, *TINY, *TINY_MODEL[target], *trainer, f"data.root={folder}", *overrides)
+
+    return build
+
+
+def batches(data: ImageData) -> list[torch.Tensor]:
+    return list(data.train_dataloader())
+
+
+def data_at(folder: Path, **options: Any) -> ImageData:
+    data = ImageData(str(folder), **({"batch_size": 7} | options))
+    data.configure(train_batches=20, data_seed=5)
+    data.setup("fit")
+    return data
+
+
+def test_batches_are_a_function_of_the_step(make_store) -> None:
+    folder = make_store()
+    whole = batches(data_at(folder))
+    assert len(whole) == 20
+    assert {tuple(b.shape) for b in whole} == {(7, 3, 8, 8)}
+    assert whole[0].dtype == torch.uint8
+    resumed = data_at(folder)
+    resumed.load_state_dict({"batches": 9})
+    assert all(torch.equal(a, b) for a, b in zip(batches(resumed), whole[9:], strict=True))
+    with_workers = data_at(folder, num_workers=2)
+    assert all(torch.equal(a, b) for a, b in zip(batches(with_workers), whole, strict=True))
+
+
+def test_an_epoch_holds_every_tile_once_and_mirrors_half(make_store) -> None:
+    data = data_at(make_store(count=40), batch_size=8)
+    n = len(data.split("train"))
+    for epoch in (0, 1):
+        order = [i for batch in data.epoch_batches(epoch) for i in batch]
+        assert len(order) == n // 8 * 8
+        assert len({i % n for i in order}) == len(order)
+        assert 0.4 < sum(i >= n for i in order) / len(order) < 0.6
+    assert data.epoch_batches(0) == data.epoch_batches(0)
+    assert data.epoch_batches(0) != data.epoch_batches(1)
+    plain = data_at(make_store(count=40), batch_size=8, mirror=False)
+    assert max(i for batch in plain.epoch_batches(0) for i in batch) < n
+
+
+def test_mirrored_tiles_are_mirrored(make_store) -> None:
+    tiles = data_at(make_store()).split("train")
+    n = len(tiles)
+    plain, mirrored = tiles.__getitems__([3]), tiles.__getitems__([n + 3])
+    assert torch.equal(mirrored, plain.flip(-1))
+    assert np.array_equal(plain[0].permute(1, 2, 0), tiles.store.tiles[tiles.rows[3]])
+
+
+def test_evaluation_takes_every_tile_once(make_store) -> None:
+    data = data_at(make_store(), eval_batch_size=4)
+    for loader, split in ((data.val_dataloader(), "val"), (data.test_dataloader(), "test")):
+        tiles = torch.cat(list(loader))
+        assert torch.equal(tiles, data.split(split).__getitems__(range(len(data.split(split)))))
+
+
+def test_data_module_says_what_it_holds(make_store, tmp_path: Path) -> None:
+    data = data_at(make_store())
+    assert data.fingerprint == data.store.manifest["fingerprint"]
+    assert data.description["name"] == "made-up"
+    assert data.description["tiles"]["train"] == len(data.split("train"))
+    assert data.problems == {}
+    with pytest.raises(DataError, match="no images at"):
+        ImageData(str(tmp_path / "nowhere"), 4).prepare_data()
+    with pytest.raises(ConfigError, match=r"data.batch_size must be at most \d+, the tiles of .*, got 99999"):
+        data_at(make_store(), batch_size=99999)
+    for option in ("batch_size", "eval_batch_size", "num_workers"):
+        with pytest.raises(ConfigError, match=f"data.{option} must be at least"):
+            data_at(make_store(), **{option: -1})
+    with pytest.raises(ConfigError, match="the split must be one of train, val, test, got 'dev'"):
+        data.split("dev")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_one_step_of_every_config(tiny, tmp_path: Path, experiment: str) -> None:
+    cfg = tiny(f"experiment={experiment}", "optimizer=fadam")
+    record = run.execute(cfg)
+    assert record["steps"] == 2
+    assert record["variant"] == cfg.variant != ""
+    assert not record["diverged"]
+    assert record["seen"] == {"images": 8.0}
+    discrete = cfg.variant != "gaussian"
+    for split in ("val", "test"):
+        names = {n.removeprefix(f"{split}/") for n in record["metrics"] if n.startswith(f"{split}/")}
+        expected = {"mse", "psnr", "ssim", "codebook_perplexity", "codebook_usage"}
+        assert names - {"lpips", "rfid"} == expected | ({"bits_per_dim"} if discrete else set())
+        assert record["metrics"][f"{split}/psnr"] == pytest.approx(
+            -10 * math.log10(record["metrics"][f"{split}/mse"]), rel=1e-4
+        )
+    assert record["objective"]["value"] == record["metrics"][cfg.objective.metric]
+    folder = tmp_path / "runs/vqvae/smoke/fadam"
+    assert record["artifacts"] == [f"{cfg.variant}-main-s1.png", f"{cfg.variant}-main-s1-codes.png"]
+    assert all((folder / name).stat().st_size < 150_000 for name in record["artifacts"])
+
+
+def test_picture_has_the_layout_that_it_declares(tiny, tmp_path: Path) -> None:
+    record = run.execute(tiny("experiment=vqvae_cpu_gaussian", "optimizer=adamw_clip"))
+    image = Image.open(tmp_path / "runs/vqvae/smoke/adamw_clip" / record["artifacts"][0])
+    columns, tile, gap = (int(image.text[k]) for k in ("columns", "tile", "gap"))  # type: ignore[attr-defined]
+    assert (tile, gap) == (16, GAP)
+    assert image.text["rows"] == ",".join(ROWS)  # type: ignore[attr-defined]
+    assert image.size == (columns * (tile + gap) - gap, 2 * (tile + gap) - gap)
+    data = ImageData(tiny("experiment=vqvae_cpu").data.root, 4)
+    first = data.split("test").__getitems__([len(data.split("test")) // (2 * columns)])[0]
+    assert np.array_equal(np.asarray(image)[:tile, :tile], first.permute(1, 2, 0))
+
+
+def test_collapse_is_flagged(tiny) -> None:
+    cfg = tiny("experiment=vqvae_cpu", "optimizer=fadam")
+    module = run.build_module(cfg)
+    assert isinstance(module, ImageModule)
+    for perplexity, collapsed in ((1.0, True), (1.99, True), (2.0, False), (200.0, False)):
+        module.perplexity = perplexity
+        assert module.flags() == {"collapsed": collapsed}
+
+
+def test_a_collapsed_run_says_so(tiny) -> None:
+    cfg = tiny("experiment=vqvae_cpu", "optimizer=adamw_clip", "model.quantiser.codes=2", "model.quantiser.dim=1")
+    # With one dimension on the sphere there are two codes, and a learning rate of 0 keeps both; so force one of them.
+    cfg.model.quantiser.update(kmeans_iterations=0, restart_after=0, normalise=False)
+    cfg.module.update(codebook_weight=0.0)
+    module_of = run.build_module
+
+    def one_code(config: DictConfig) -> Any:
+        module = module_of(config)
+        module.model.quantiser.embedding.weight.data = torch.tensor([[0.0], [1e6]])
+        return module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "build_module", one_code)
+        record = run.execute(cfg)
+    assert record["collapsed"] is True
+    assert record["metrics"]["val/codebook_perplexity"] == pytest.approx(1.0)
+    assert record["metrics"]["val/codebook_usage"] == 0.5
+
+
+class Stop(Callback):
+    """Breaks a run off, as a kill would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("broken off")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_clip", "fadam"])
+@pytest.mark.parametrize("learning", ["gradient", "ema"])
+def test_resumed_run_is_the_uninterrupted_one(
+    tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, optimizer: str, learning: str
+) -> None:
+    # Codes are restarted all the time, on both sides of the break.
+    common = ("experiment=vqvae_cpu", f"optimizer={optimizer}", f"model.quantiser.learning={learning}",
+              "model.quantiser.codes=40", "trainer.max_steps=9", "eval_every=3")  # fmt: skip
+    cfg = tiny(*common)
+    whole = run.execute(cfg)
+    last = Path(cfg.paths.run_dir) / "last.ckpt"
+    expected = torch.load(last, weights_only=True)["state_dict"]
+
+    cfg = tiny(*common, f"paths.runs_dir={tmp_path / 'again'}")
+    last = Path(cfg.paths.run_dir) / "last.ckpt"
+    build = run.build_trainer
+
+    def with_stop(*args: Any) -> Trainer:
+        trainer = build(*args)
+        trainer.callbacks.append(Stop(5))  # type: ignore[attr-defined]
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "build_trainer", with_stop)
+        with pytest.raises(RuntimeError, match="broken off"):
+            run.execute(cfg)
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    resumed = run.execute(cfg)
+    found = torch.load(last, weights_only=True)["state_dict"]
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert resumed["metrics"] == whole["metrics"]
+    assert resumed["seen"] == whole["seen"]
+
+
+def test_restarts_reach_the_optimizer(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.vqvae import module as under_test
+
+    moved = []
+    original = under_test.move_state
+
+    def spy(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, restart: Any) -> None:
+        original(optimizer, parameter, restart)
+        rows = [v for v in optimizer.state[parameter].values() if v.shape == parameter.shape]
+        assert len(rows) == 2
+        assert all(torch.equal(v[restart.codes], v[restart.donors]) for v in rows)
+        moved.append(len(restart.codes))
+
+    monkeypatch.setattr(under_test, "move_state", spy)
+    run.execute(tiny("experiment=vqvae_cpu", "optimizer=fadam", "model.quantiser.codes=60"))
+    assert sum(moved) > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("experiment=vqvae_cpu", "module.beta=-1"), "module.beta must be at least 0, got -1"),
+        (
+            ("experiment=vqvae_cpu_vit", "model.image_size=32"),
+            "model.image_size must be 16, the size of the images, got 32",
+        ),
+        (
+            ("experiment=vqvae_cpu", "model.downsampling=32"),
+            "model.downsampling must divide 16, the size of the images, got 32",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_named(tiny, overrides: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run.execute(tiny(*overrides, "optimizer=fadam"))
+
+
+def test_scores_over_a_split_do_not_depend_on_the_batches() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(256, (12, 3, 16, 16), dtype=torch.uint8)
+    found, indices, bits = torch.rand(12, 3, 16, 16), torch.randint(8, (12, 2, 2)), torch.rand(12)
+    results = []
+    for sizes in ([12], [5, 5, 2]):
+        scores = SplitScores(8, discrete=True)
+        parts = (t.split(sizes) for t in (bits, found, images, indices))
+        for part in zip(*parts, strict=True):
+            scores.update(*part)
+        results.append(scores.compute_and_reset())
+        assert scores.codebook.counts.sum() == 0
+    assert all(results[0][k].item() == pytest.approx(results[1][k].item(), rel=1e-5) for k in results[0])
+    mse = (found - images / 255).square().mean().item()
+    assert results[0]["mse"].item() == pytest.approx(mse, rel=1e-5)
+    assert results[0]["psnr"].item() == pytest.approx(-10 * math.log10(mse), rel=1e-5)
+    assert results[0]["bits_per_dim"].item() == pytest.approx(bits.mean().item(), rel=1e-6)
+
+
+def test_networks_without_weights_are_said_to_be_missing(
+    tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    record = run.execute(tiny("experiment=vqvae_cpu", "optimizer=fadam", "module.perceptual=true"))
+    said = capsys.readouterr().out
+    assert "lpips is not measured: " in said
+    assert "rfid is not measured: " in said
+    assert "test/lpips" not in record["metrics"]
+
+
+def test_networks_with_weights_are_asked(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Distance(MeanMetric):
+        def update(self, reconstructions: torch.Tensor, originals: torch.Tensor) -> None:
+            super().update((reconstructions - originals).abs().mean())
+
+    monkeypatch.setitem(metrics.PERCEPTUAL, "lpips", (lambda: "", Distance))
+    record = run.execute(tiny("experiment=vqvae_cpu", "optimizer=fadam", "module.perceptual=true"))
+    assert 0.0 < record["metrics"]["test/lpips"] < 1.0
+    assert "val/lpips" not in record["metrics"]
+
+
+def test_record_of_a_run_is_json(tiny, tmp_path: Path) -> None:
+    run.execute(tiny("experiment=vqvae_cpu", "optimizer=adamw_clip"))
+    path = tmp_path / "runs/vqvae/smoke/adamw_clip/discretized_logistic-main-s1.json"
+    record = json.loads(path.read_text())
+    assert record["data"]["name"] == "made-up"
+    assert record["collapsed"] in (True, False)
+    assert record["config"]["data"]["root"].endswith("store-16")
