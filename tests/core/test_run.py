@@ -69,6 +69,17 @@ def test_record_holds_what_the_tables_need(compose_config, tmp_path: Path, optim
     assert str(tmp_path) not in json.dumps(record)
 
 
+def test_last_checkpoint_is_the_last_and_best_the_best(compose_config) -> None:
+    # A falling loss that is to be large is at its best when first evaluated.
+    cfg = compose_config("experiment=toy", "optimizer=adamw", "optimizer.lr=0.05", "objective.mode=max")
+    record = run.execute(cfg)
+    folder = Path(cfg.paths.run_dir)
+    losses = [entry["val/loss"] for entry in record["history"]]
+    assert losses[0] == max(losses)
+    saved = {name: torch.load(folder / f"{name}.ckpt", weights_only=True)["global_step"] for name in ("last", "best")}
+    assert saved == {"last": 12, "best": 4}
+
+
 def test_same_seed_means_same_start_and_same_data_for_every_optimizer(compose_config, tmp_path: Path) -> None:
     first = [
         run.build_module(compose_config("experiment=toy", f"optimizer={name}", "seed=5")).model.state_dict()
