@@ -77,7 +77,7 @@ def decode(content: bytes) -> Decoded:
         converted.append(GREYSCALE)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:  # type: ignore[index]
+        if np.asarray(image.getchannel("A")).min() < 255:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
             converted.append(ALPHA)

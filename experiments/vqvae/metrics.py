@@ -15,7 +15,7 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 
 class CodebookUse(Metric):
-    """Counts of the codes: perplexity (the exponential of their entropy) and the share that was used at all."""
+    """How often each code was used: (K,) int64."""
 
     full_state_update = False
     counts: Tensor
@@ -27,10 +27,14 @@ class CodebookUse(Metric):
     def update(self, indices: Tensor) -> None:
         self.counts += torch.bincount(indices.flatten(), minlength=len(self.counts))
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        share = self.counts / self.counts.sum()
-        # xlogy: 0 log 0 = 0.
-        return torch.exp(-torch.xlogy(share, share).sum()), (self.counts > 0).float().mean()
+    def compute(self) -> Tensor:
+        return self.counts.clone()
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Exponential of the entropy of counts (K,): K for a uniform use, 1 for a single code."""
+    share = counts / counts.sum()
+    return torch.exp(-torch.xlogy(share, share).sum())  # 0 log 0 = 0
 
 
 class MeanPerImage(Metric):
@@ -95,21 +99,22 @@ class SplitScores(nn.Module):
             else:
                 metric.update(reconstructions, originals)  # type: ignore[operator]
 
-    def compute_and_reset(self) -> dict[str, Tensor]:
-        perplexity, usage = self.codebook.compute()
-        found = {"bits_per_dim": self.bits.compute()} if self.bits is not None else {}
+    def compute_and_reset(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The metrics by name, and the counts (K,) of the codes."""
+        counts: Tensor = self.codebook.compute()
+        found: dict[str, Tensor] = {"bits_per_dim": self.bits.compute()} if self.bits is not None else {}
         found |= {
             "mse": self.mse.compute(),
             "psnr": self.psnr.compute(),
-            "ssim": self.ssim.compute(),
-            "codebook_perplexity": perplexity,
-            "codebook_usage": usage,
+            "ssim": torch.as_tensor(self.ssim.compute()),
+            "codebook_perplexity": perplexity(counts),
+            "codebook_usage": (counts > 0).float().mean(),
         }
         found |= {name: metric.compute() for name, metric in self.perceptual.items()}  # type: ignore[operator]
         for module in self.modules():
             if isinstance(module, Metric):
                 module.reset()
-        return found
+        return found, counts
 
 
 def _weights(pattern: str) -> bool:

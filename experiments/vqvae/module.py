@@ -95,7 +95,7 @@ class ImageModule(TaskModule):
             return
         optimizers = self.optimizers(use_pl_optimizer=False)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            move_state(optimizer, self.model.quantiser.embedding.weight, restart)  # type: ignore[arg-type]
+            move_state(optimizer, self.model.quantiser.embedding.weight, restart)
 
     def evaluate(self, scores: SplitScores, batch: Tensor) -> None:
         output = self.model(batch)
@@ -103,8 +103,7 @@ class ImageModule(TaskModule):
         scores.update(bits, self.model.likelihood.mean(output.parameters), batch, output.quantised.indices)
 
     def report_scores(self, split: str, scores: SplitScores) -> None:
-        self.code_counts = scores.codebook.counts.clone()
-        found = scores.compute_and_reset()
+        found, self.code_counts = scores.compute_and_reset()
         self.perplexity = float(found["codebook_perplexity"])
         self.report({f"{split}/{name}": value for name, value in found.items()})
 

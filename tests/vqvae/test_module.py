@@ -284,7 +284,9 @@ def test_scores_over_a_split_do_not_depend_on_the_batches() -> None:
         parts = (t.split(sizes) for t in (bits, found, images, indices))
         for part in zip(*parts, strict=True):
             scores.update(*part)
-        results.append(scores.compute_and_reset())
+        result, counts = scores.compute_and_reset()
+        assert torch.equal(counts, torch.bincount(indices.flatten(), minlength=8))
+        results.append(result)
         assert scores.codebook.counts.sum() == 0
     assert all(results[0][k].item() == pytest.approx(results[1][k].item(), rel=1e-5) for k in results[0])
     mse = (found - images / 255).square().mean().item()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import fadam
 from experiments.core.errors import ConfigError
-from experiments.vqvae.metrics import CodebookUse
+from experiments.vqvae.metrics import CodebookUse, perplexity
 from experiments.vqvae.quantiser import Restart, VectorQuantiser, kmeans, move_state, nearest
 
 
@@ -218,7 +218,8 @@ def test_codebook_use() -> None:
     use = CodebookUse(4)
     use.update(torch.tensor([[0, 1], [0, 1]]))
     use.update(torch.tensor([[0, 1, 2, 2]]))
-    perplexity, share = use.compute()
+    assert use.compute().tolist() == [3, 3, 2, 0]
     p = [3 / 8, 3 / 8, 2 / 8]
-    assert perplexity.item() == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)), rel=1e-6)
-    assert share.item() == 0.75
+    expected = math.exp(-sum(x * math.log(x) for x in p))
+    assert perplexity(use.compute()).item() == pytest.approx(expected, rel=1e-6)
+    assert perplexity(torch.tensor([0, 7, 0])).item() == 1.0
