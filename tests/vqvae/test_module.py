@@ -128,6 +128,17 @@ def test_data_module_says_what_it_holds(make_store, tmp_path: Path) -> None:
         data.split("dev")
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "objective"),
+    [("gaussian", "val/psnr"), ("categorical", "val/bits_per_dim"), ("discretized_logistic", "val/bits_per_dim")],
+)
+def test_likelihood_names_the_variant_and_what_tuning_looks_at(compose_config, likelihood: str, objective: str) -> None:
+    for experiment in EXPERIMENTS:
+        if not experiment.endswith("vit"):
+            cfg = compose_config(f"experiment={experiment}", f"likelihood={likelihood}")
+            assert (cfg.variant, cfg.objective.metric) == (likelihood, objective)
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_one_step_of_every_config(tiny, tmp_path: Path, experiment: str) -> None:
     cfg = tiny(f"experiment={experiment}", "optimizer=fadam")
