@@ -285,15 +285,15 @@ def test_options_out_of_range_are_named(make, words: str) -> None:
 # ---- Qt resources ---------------------------------------------------------------------------------------------------
 
 
-def resource(files: dict[str, tuple[int, bytes]], version: int = 3) -> bytes:
-    """A resource file with one folder `d`; `files`: name -> (flags, content as stored)."""
+def resource(files: dict[str, tuple[int, bytes]], version: int = 3, folder: str = "d") -> bytes:
+    """A resource file with one folder; `files`: name -> (flags, content as stored)."""
     names, offsets, data = b"", {}, b""
-    for name in ("d", *files):
+    for name in (folder, *files):
         offsets[name] = len(names)
         names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
     end = b"" if version == 1 else b"\0" * 8
     tree = struct.pack(">IHII", 0, 2, 1, 1) + end
-    tree += struct.pack(">IHII", offsets["d"], 2, len(files), 2) + end
+    tree += struct.pack(">IHII", offsets[folder], 2, len(files), 2) + end
     for name, (flags, content) in files.items():
         tree += struct.pack(">IHHHI", offsets[name], flags, 0, 0, len(data)) + end
         data += struct.pack(">I", len(content)) + content
@@ -362,7 +362,7 @@ def packages(cache: Path) -> None:
     for i, activity in enumerate(sources.ACTIVITIES):
         image = encoded(picture(20 + i, 300, 260, noise=30), "WEBP")
         files = {"p.webp": (0, image), "README": (0, b"by N."), "x.svg": (0, b"<svg/>")}
-        (rcc / f"{activity}.rcc").write_bytes(resource(files))
+        (rcc / f"{activity}.rcc").write_bytes(resource(files, folder=activity))
 
 
 def test_photographs_of_the_packages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
