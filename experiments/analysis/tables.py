@@ -109,7 +109,7 @@ def data_words(record: Record) -> str:
         value = sizes.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             words.append(f"{value:.1f} h" if unit == "h" else f"{count_text(value)} {unit}")
-    return f"{', '.join(words)} of {data.get('name', 'unnamed data')}".removeprefix(" of ")
+    return f"{', '.join(words)} of data set `{data.get('name', 'unnamed')}`".removeprefix(" of ")
 
 
 def _span(values: Sequence[Any], text: Any = str) -> str:
@@ -132,7 +132,11 @@ def scale_in_words(records: Sequence[Record], spec: TaskSpec) -> str:
     parts.append(data_words(first))
     whole = [r.steps for r in records if not r.diverged] or [r.steps for r in records]
     parts.append(f"{_span(whole, count_text)} steps")
-    seen = [f"{value:.3g} {unit}" for unit, value in first.seen.items() if isinstance(value, (int, float))]
+    seen = [
+        f"{count_text(value) if value >= 1000 else f'{value:.3g}'} {unit}"
+        for unit, value in first.seen.items()
+        if isinstance(value, (int, float))
+    ]
     if seen:
         parts.append(f"{', '.join(seen)} seen")
     threads = sorted({r.threads for r in records if r.threads is not None})
