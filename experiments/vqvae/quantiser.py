@@ -97,7 +97,9 @@ class VectorQuantiser(nn.Module):
         learning: "gradient": the optimizer learns the codebook from the codebook loss; "ema": the codes follow the mean
             of their vectors (van den Oord et al., appendix A.1), past the optimizer.
         normalise: vectors and codes are put on the unit sphere first (ViT-VQGAN, arXiv:2110.04627).
-        kmeans_iterations: the codebook starts from k-means of the first training batch's vectors; 0: at random.
+        start_after: training batches whose vectors pass unquantised, with both losses 0. Quantised from the start, an
+            encoder that tells nothing apart yet finds a few codes, and may never learn colours.
+        kmeans_iterations: the codebook starts from k-means of the first quantised training batch; 0: at random.
         restart_after: a code that no training batch used for so many batches in a row moves to a random vector of the
             newest batch; 0: never. See `restart_idle`.
         ema_decay: of the moving averages.
@@ -106,8 +108,8 @@ class VectorQuantiser(nn.Module):
         ConfigError: an option is out of range.
     """
 
+    batches: Tensor
     idle: Tensor
-    initialised: Tensor
     ema_counts: Tensor
     ema_sums: Tensor
 
@@ -117,6 +119,7 @@ class VectorQuantiser(nn.Module):
         dim: int,
         learning: Learning = "gradient",
         normalise: bool = False,
+        start_after: int = 0,
         kmeans_iterations: int = 10,
         restart_after: int = 0,
         ema_decay: float = 0.99,
@@ -127,6 +130,7 @@ class VectorQuantiser(nn.Module):
         for name, value, least in (
             ("codes", codes, 2),
             ("dim", dim, 1),
+            ("start_after", start_after, 0),
             ("kmeans_iterations", kmeans_iterations, 0),
             ("restart_after", restart_after, 0),
         ):
@@ -135,17 +139,19 @@ class VectorQuantiser(nn.Module):
         if not 0.0 <= ema_decay < 1.0:
             raise ConfigError(f"quantiser.ema_decay must be at least 0 and below 1, got {ema_decay}")
         self.codes, self.dim, self.learning, self.normalise = codes, dim, learning, normalise
-        self.kmeans_iterations, self.restart_after, self.ema_decay = kmeans_iterations, restart_after, ema_decay
+        self.start_after, self.kmeans_iterations = start_after, kmeans_iterations
+        self.restart_after, self.ema_decay = restart_after, ema_decay
         # An embedding, so that weight decay can leave it out like any other (experiments.core.optim).
         self.embedding = nn.Embedding(codes, dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        self.register_buffer("batches", torch.tensor(0))
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))
-        self.register_buffer("initialised", torch.tensor(kmeans_iterations == 0))
         if learning == "ema":
             self.embedding.weight.requires_grad_(False)
             self.register_buffer("ema_counts", torch.ones(codes))
             self.register_buffer("ema_sums", self.embedding.weight.detach().clone())
         self._newest: tuple[Tensor, Tensor] | None = None
+        self._started = False  # known without asking the device, once it is true
 
     @property
     def codebook(self) -> Tensor:
@@ -167,10 +173,15 @@ class VectorQuantiser(nn.Module):
             if self.normalise:
                 vectors = F.normalize(vectors, dim=1)
             flat = vectors.movedim(1, -1).reshape(-1, self.dim)  # (N, D)
-            if self.training and not self.initialised:
-                self._initialise(flat.detach())
+            b, _, h, w = vectors.shape
+            if self.training and not self._started:
+                self._start(flat.detach())
             codebook = self.codebook
             indices = nearest(flat.detach(), codebook.detach())  # (N,)
+            if self.training and not self._started:
+                # The codebook stays in the graph, as distributed training expects of every parameter.
+                zero = codebook.sum() * 0.0
+                return Quantised(vectors, indices.view(b, h, w), zero, zero)
             chosen = F.embedding(indices, codebook)  # (N, D)
             codebook_loss = F.mse_loss(chosen, flat.detach())
             commitment_loss = F.mse_loss(flat, chosen.detach())
@@ -179,15 +190,18 @@ class VectorQuantiser(nn.Module):
             if self.learning == "ema":
                 codebook_loss = torch.zeros_like(commitment_loss)
             through = flat + (chosen - flat).detach()  # straight-through estimator
-            b, _, h, w = vectors.shape
             codes = through.view(b, h, w, self.dim).movedim(-1, 1)
             return Quantised(codes, indices.view(b, h, w), codebook_loss, commitment_loss)
 
     @torch.no_grad()
-    def _initialise(self, flat: Tensor) -> None:
-        means = _from_first(kmeans(flat, self.codes, self.kmeans_iterations, self.normalise))
-        self._place(torch.arange(self.codes, device=flat.device), means)
-        self.initialised.fill_(True)
+    def _start(self, flat: Tensor) -> None:
+        """Count a training batch; once `start_after` have passed, place the codes."""
+        self.batches += 1
+        self._started = int(self.batches) > self.start_after
+        # A resumed run has started, but its codes are in place.
+        if self._started and self.kmeans_iterations and int(self.batches) == self.start_after + 1:
+            means = _from_first(kmeans(flat, self.codes, self.kmeans_iterations, self.normalise))
+            self._place(torch.arange(self.codes, device=flat.device), means)
 
     def _place(self, rows: Tensor, vectors: Tensor) -> None:
         self.embedding.weight.data[rows] = vectors.to(self.embedding.weight)

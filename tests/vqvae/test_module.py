@@ -30,7 +30,7 @@ TINY = (
     "scale=smoke", "logger=none", "progress=line", "trainer.max_steps=2", "eval_every=2", "scheduler.warmup_steps=1",
     "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true",
     "data.batch_size=4", "data.num_workers=0", "model.quantiser.codes=8", "model.quantiser.dim=4",
-    "model.quantiser.restart_after=1", "model.likelihood.features=4",
+    "model.quantiser.restart_after=1", "model.quantiser.start_after=0", "model.likelihood.features=4",
 )  # fmt: skip
 TINY_MODEL = {
     "ConvVQVAE": ("model.width=8", "model.blocks=1"),
@@ -219,8 +219,9 @@ def test_resumed_run_is_the_uninterrupted_one(
     tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, optimizer: str, learning: str
 ) -> None:
     # Codes are restarted all the time, on both sides of the break.
-    common = ("experiment=vqvae_cpu", f"optimizer={optimizer}", f"model.quantiser.learning={learning}",
-              "model.quantiser.codes=40", "trainer.max_steps=9", "eval_every=3")  # fmt: skip
+    quantiser = (f"learning={learning}", "codes=40", "start_after=4")
+    common = ("experiment=vqvae_cpu", f"optimizer={optimizer}", "trainer.max_steps=9", "eval_every=3")
+    common += tuple(f"model.quantiser.{option}" for option in quantiser)
     cfg = tiny(*common)
     whole = run.execute(cfg)
     last = Path(cfg.paths.run_dir) / "last.ckpt"

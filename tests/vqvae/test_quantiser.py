@@ -120,10 +120,41 @@ def test_first_training_batch_places_the_codes(learning: str) -> None:
     z = (centres.repeat(20, 1) + 0.1 * torch.randn(60, 2)).T.reshape(1, 2, 6, 10)
     q = VectorQuantiser(3, 2, learning=learning, kmeans_iterations=20)  # type: ignore[arg-type]
     assert q(z).commitment_loss < 0.1
-    assert bool(q.initialised)
     placed = q.embedding.weight.detach().clone()
     q.train()(z + 5.0)
     assert learning == "ema" or torch.equal(q.embedding.weight, placed)
+
+
+def test_vectors_pass_unquantised_until_the_start() -> None:
+    torch.manual_seed(0)
+    q = VectorQuantiser(4, 2, start_after=2, restart_after=1)
+    codes = q.embedding.weight.detach().clone()
+    for _ in range(2):
+        z = torch.randn(1, 2, 3, 3, requires_grad=True)
+        out = q(z)
+        assert torch.equal(out.codes, z)
+        assert out.codebook_loss == out.commitment_loss == 0.0
+        (out.codes.sum() + out.codebook_loss + out.commitment_loss).backward()
+        assert torch.equal(z.grad, torch.ones_like(z))
+        assert not q.embedding.weight.grad.any()
+        assert q.restart_idle() is None
+        assert torch.equal(q.embedding.weight, codes)
+    # Resuming between two batches changes nothing.
+    resumed = VectorQuantiser(4, 2, start_after=2, restart_after=1)
+    resumed.load_state_dict(q.state_dict())
+    z = torch.randn(1, 2, 3, 3)
+    for quantiser_ in (q, resumed):
+        torch.manual_seed(1)
+        out = quantiser_(z)
+        assert not torch.equal(out.codes, z)
+        assert not torch.equal(quantiser_.embedding.weight, codes)
+    assert torch.equal(q.embedding.weight, resumed.embedding.weight)
+    started = VectorQuantiser(4, 2, start_after=2)
+    started.load_state_dict(resumed.state_dict())
+    started(z)
+    assert torch.equal(started.embedding.weight, resumed.embedding.weight)
+    # Evaluation quantises at any time.
+    assert not torch.equal(VectorQuantiser(4, 2, start_after=2).eval()(z).codes, z)
 
 
 def test_kmeans_with_fewer_vectors_than_codes_gives_different_codes() -> None:
@@ -204,6 +235,7 @@ def test_a_network_learns_through_the_quantiser() -> None:
         ("codes", 1, "quantiser.codes must be at least 2, got 1"),
         ("dim", 0, "quantiser.dim must be at least 1, got 0"),
         ("learning", "both", "quantiser.learning must be gradient or ema, got 'both'"),
+        ("start_after", -1, "quantiser.start_after must be at least 0, got -1"),
         ("kmeans_iterations", -1, "quantiser.kmeans_iterations must be at least 0, got -1"),
         ("restart_after", -5, "quantiser.restart_after must be at least 0, got -5"),
         ("ema_decay", 1.0, "quantiser.ema_decay must be at least 0 and below 1, got 1.0"),
