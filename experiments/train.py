@@ -36,6 +36,9 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
+        sys.exit(130)
     except SystemExit as end:
         if end.code == 1:  # Hydra has refused the command line and named the key, but not what it might be
             print("\n".join(unknown_keys(sys.argv[1:])), file=sys.stderr)
