@@ -67,6 +67,10 @@ def summary(manifest: dict[str, object]) -> str:
     return ", ".join(f"{tiles[s]} {s} tiles of {images[s]} images" for s in SPLITS)
 
 
+def _progress(images: int, tiles: int) -> None:
+    print(f"{images} images, {tiles} tiles", end="\r", flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     hub = options.source in sources.HUB
@@ -96,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             collection.attribution,
             collection.origin,
             options.workers,
-            lambda images, tiles: print(f"\r{images} images, {tiles} tiles", end="", flush=True),
+            _progress if sys.stdout.isatty() else None,
         )
-        print(f"\r{target}: {summary(manifest)}")
+        print(f"{target}: {summary(manifest)}")
         for kind, count in manifest["problems"].items():
             names = manifest["problem_names"].get(kind, [])
             print(f"  {kind}: {count}{f', such as {names[0]}' if names else ''}")
