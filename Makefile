@@ -80,6 +80,7 @@ publish: $(READY) ## copy this machine's finished run records into results/runs
 tables: $(READY) ## make tables, figures and the README's table from the published records
 	@$(PY) -m experiments.analysis.tables all
 	@$(PY) -m experiments.analysis.figures all
+	@$(PY) -m experiments.analysis.pictures vqvae
 	@$(PY) -m experiments.analysis.summary
 
 .PHONY: bench-llm

@@ -454,6 +454,8 @@ def page(spec: TaskSpec, records: Sequence[Record], paper: Paper, out: Path) -> 
         lines += [f"![Curves](../figures/{spec.name}_curves.png)", ""]
     if trials:
         lines += [f"![Tuning](../figures/{spec.name}_tuning.png)", ""]
+    if any(name.endswith(_PICTURES) for r in runs for name in r.artifacts):
+        lines += [f"![Originals and reconstructions](../figures/{spec.name}_reconstructions.png)", ""]
     for scale, variant in sections([*runs, *trials]):
         here = select(runs, scale=scale, variant=variant)
         tried = select(trials, scale=scale, variant=variant)
