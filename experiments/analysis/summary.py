@@ -52,12 +52,16 @@ def rows(records: Sequence[Record], spec: TaskSpec, paper: Paper) -> tuple[list[
             if metric.keys[0] not in HEADLINES[spec.name] or not all(values.values()):
                 continue
             measure = metric.label + (f" ({metric.unit})" if metric.unit else "")
+            sides = [reported(paper, spec, metric, optimizer, sources=False) for optimizer in ("adam", "fadam")]
+            if sides == ["–", "–"]:
+                claim = paper.claims_of(spec.name)[0]
+                sides = ["–", f"claim {claim.id}: {claim.text} [{claim.mark}]"]
             paired = paired_difference(values["fadam"], values[rivals[0]], metric.mode)
             table.append(
                 [
                     name,
                     f"{measure} {'↓' if metric.mode == 'min' else '↑'}",
-                    *(reported(paper, spec, metric, optimizer, sources=False) for optimizer in ("adam", "fadam")),
+                    *sides,
                     f"{arm_label(rivals[0])}: {metric.summary(summarise(list(values[rivals[0]].values())))}",
                     metric.summary(summarise(list(values["fadam"].values()))),
                     metric.difference(paired),

@@ -44,3 +44,11 @@ def test_only_the_part_between_the_marks_is_written(tmp_path: Path) -> None:
 def test_missing_marks_are_named() -> None:
     with pytest.raises(AnalysisError, match="lacks the lines"):
         insert("no marks", "x")
+
+
+def test_where_no_number_is_known_the_claim_stands(runs: Path, write) -> None:
+    for arm, value in (("adamw_clip", 1.7), ("fadam", 1.6)):
+        write(record(arm, 1, None, task="llm", metrics={"test/bits_per_byte": value}))
+    row = next(line for line in block(load_records(runs), load_paper()).splitlines() if "bits per byte" in line)
+    assert "| – | claim C1: LLM pretraining: lower loss than Adam [A] |" in row
+    assert "-0.1000 (1 pair)" in row
