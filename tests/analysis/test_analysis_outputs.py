@@ -42,8 +42,6 @@ def test_table_of_known_numbers(write, six, trials, runs):
         "FAdam better",
     ]
     assert "0.91 M-parameter Conformer, 2.7 h, 6,000 utterances of data set `synthetic`, 200 steps, 9.1 hours" in text
-        "0.91 M-parameter Conformer, 2.7 h, 6,000 utterances of data set `synthetic`, 200 steps, 9.1 hours seen" in text
-    )
     assert "1 thread on one processor, 4.0 min a run; not comparable with LibriSpeech" in text
     # A bar inside a transcript must not open another column.
     assert row(text, "test-clean | a") == ["test-clean", "a \\| b", "adamw_clip says", "fadam says"]
