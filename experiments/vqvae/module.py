@@ -138,6 +138,9 @@ class ImageModule(TaskModule):
     def save_artifacts(self, stem: str) -> list[str]:
         """`<stem>.png`: test images above their reconstructions, the same images in every run of these data;
         `<stem>-codes.png`: how often each code was used on the whole split."""
+        paths = [f"{stem}.png", f"{stem}-codes.png"]
+        if not self.trainer.is_global_zero:
+            return paths
         tiles = self.data.split("test")
         count = min(PICTURES, len(tiles))
         chosen = [(2 * i + 1) * len(tiles) // (2 * count) for i in range(count)]
@@ -145,7 +148,6 @@ class ImageModule(TaskModule):
         self.eval()
         output = self.model(images.to(self.device))
         mean = self.model.likelihood.mean(output.parameters).cpu()
-        paths = [f"{stem}.png", f"{stem}-codes.png"]
         reconstruction_picture(paths[0], images, (mean * 255.0).round().clamp(0, 255).to(torch.uint8))
         assert self.code_counts is not None
         codebook_plot(paths[1], self.code_counts.cpu().numpy(), self.perplexity)
