@@ -9,6 +9,7 @@ import math
 import re
 import resource
 import shlex
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hydra.errors import InstantiationException
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import loggers as log
@@ -192,7 +194,12 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     checkpoint = resume_from(cfg, stem, f"{digest} {data.fingerprint}")
     for logger in trainer.loggers:
         logger.log_hyperparams({"config": config, "data_fingerprint": data.fingerprint})
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    except SIGTERMException:
+        # Lightning ends a terminated process with status 0, as if the run were done.
+        log.close(trainer.loggers)
+        raise SystemExit(128 + signal.SIGTERM) from None
     if trainer.interrupted:
         log.close(trainer.loggers)
         # Lightning has swallowed Ctrl-C; a sweep must end too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,20 @@ def test_an_interrupted_run_goes_on_exactly(
     assert strip == [{k: v for k, v in entry.items() if k != "seconds"} for entry in expected["history"]]
     assert record["seen"] == expected["seen"]
     assert record["metrics"] == expected["metrics"]
+
+
+def test_a_terminated_run_leaves_no_record_and_says_so_by_its_status(compose_config, monkeypatch) -> None:
+    cfg = compose_config("experiment=toy")
+    monkeypatch.setattr(
+        Stop, "on_train_batch_end", lambda self, trainer, *_: trainer.global_step == 6 and os.kill(os.getpid(), 15)
+    )
+    with monkeypatch.context() as patch:
+        break_off_at(patch, 6)
+        with pytest.raises(SystemExit) as end:
+            run.execute(cfg)
+    assert end.value.code == 143
+    assert not rec.record_path(cfg).exists()
+    assert (Path(cfg.paths.run_dir) / "last.ckpt").exists()
 
 
 def test_a_changed_config_does_not_resume_from_the_old_checkpoint(compose_config, monkeypatch) -> None:
