@@ -213,6 +213,27 @@ class ProgressLine(ProgressBar):
             self._print(f"step {trainer.global_step}/{trainer.max_steps}  {self.watch} {watched.item():.4g}")
 
 
+class ProgressBarWithMetric(RichProgressBar):
+    """Lightning's rich bar, with the training loss and the metric that matters."""
+
+    def __init__(self, watch: str) -> None:
+        super().__init__(leave=False)
+        self.watch = watch
+        self.loss: torch.Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(outputs, dict)
+        self.loss = outputs["loss"].detach()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        shown = {} if self.loss is None else {"loss": f"{self.loss.item():.3f}"}
+        watched = trainer.callback_metrics.get(self.watch)
+        return shown if watched is None else shown | {self.watch: f"{watched.item():.4g}"}
+
+
 def progress(kind: str, label: str, watch: str, multirun: bool) -> Callback:
     """The progress display.
 
@@ -228,5 +249,5 @@ def progress(kind: str, label: str, watch: str, multirun: bool) -> Callback:
     if kind not in ("auto", "rich", "line"):
         raise ConfigError(f"progress must be auto, rich or line, got {kind!r}")
     if kind == "rich" or (kind == "auto" and sys.stdout.isatty() and not multirun):
-        return RichProgressBar(leave=False)
+        return ProgressBarWithMetric(watch)
     return ProgressLine(label, watch)

@@ -14,6 +14,7 @@ from lightning import Callback, Trainer
 
 from experiments.core import record as rec
 from experiments.core import run
+from experiments.core.callbacks import ProgressBarWithMetric
 from experiments.core.choices import unknown_keys
 from experiments.core.errors import ConfigError
 from experiments.evaluate import evaluate
@@ -231,6 +232,17 @@ def test_misspelled_keys_are_answered_with_the_choices() -> None:
 def test_progress_choices(compose_config) -> None:
     with pytest.raises(ConfigError, match="progress must be auto, rich or line, got 'loud'"):
         run.execute(compose_config("experiment=toy", "progress=loud"))
+
+
+def test_rich_bar_shows_the_metric_that_matters(compose_config, monkeypatch) -> None:
+    shown = []
+    get_metrics = ProgressBarWithMetric.get_metrics
+    monkeypatch.setattr(
+        ProgressBarWithMetric, "get_metrics", lambda *args: shown.append(get_metrics(*args)) or shown[-1]
+    )
+    record = run.execute(compose_config("experiment=toy", "progress=rich"))
+    assert shown[-1]["val/loss"] == f"{record['metrics']['val/loss']:.4g}"
+    assert float(shown[-1]["loss"]) > 0
 
 
 def test_evaluation_of_the_checkpoint_gives_the_record_again(compose_config) -> None:
