@@ -107,6 +107,8 @@ def data_words(record: Record) -> str:
     words = []
     for key, unit in _SIZES.items():
         value = sizes.get(key)
+        if isinstance(value, dict):  # by split
+            value = value.get("train")
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             words.append(f"{value:.1f} h" if unit == "h" else f"{count_text(value)} {unit}")
     return f"{', '.join(words)} of data set `{data.get('name', 'unnamed')}`".removeprefix(" of ")

@@ -452,3 +452,9 @@ def test_smoke_and_other_tasks_stay_behind_and_dirty_can_be_allowed(write, recor
     assert [p.relative_to(to) for p in to.rglob("*.json")] == [Path("asr/cpu/fadam/main-s2.json")]
     assert "1 of scale smoke left out" in capsys.readouterr().out
     assert json.loads((to / "asr/cpu/fadam/main-s2.json").read_text())["dirty"] is True
+
+
+def test_sizes_by_split_are_those_of_the_training_split(record, write, runs) -> None:
+    data = {"name": "photographs", "fingerprint": "sha256:0", "tiles": {"train": 63729, "val": 1851}}
+    write(record("fadam", 1, 0.5, data=data))
+    assert tables.data_words(load_records(runs)[0]) == "63,729 tiles of data set `photographs`"
