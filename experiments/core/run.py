@@ -28,6 +28,7 @@ from experiments.core import loggers as log
 from experiments.core import record as rec
 from experiments.core import resolvers as resolvers
 from experiments.core.callbacks import History, is_evaluation
+from experiments.core.choices import CONFIGS
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError, UserError
 from experiments.core.module import TaskModule
@@ -165,6 +166,17 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def untuned(cfg: DictConfig) -> str:
+    """A sentence if nobody chose this run's learning rate for this experiment and optimizer; else ""."""
+    from hydra.core.hydra_config import HydraConfig
+
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    name = f"{cfg.experiment_name}-{cfg.arm}.yaml"
+    if cfg.purpose != "eval" or (CONFIGS / "tuned" / name).exists() or any("optimizer.lr=" in word for word in given):
+        return ""
+    return f"no learning rate was tuned for it (configs/tuned/{name} is missing), so {cfg.optimizer.lr} is a guess"
+
+
 def execute(cfg: DictConfig) -> dict[str, Any]:
     """Train, test, write the record. A run whose record exists, for this config and these data, is not repeated."""
     check_choices(cfg)
@@ -186,6 +198,8 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
         print(f"{cfg.label}: already done, see {path}", flush=True)
         return done
 
+    if guess := untuned(cfg):
+        print(f"{cfg.label}: {guess}", flush=True)
     code, dirty = rec.commit()
     module = build_module(cfg)
     trainer = build_trainer(cfg, stem)

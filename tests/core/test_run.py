@@ -82,6 +82,14 @@ def test_last_checkpoint_is_the_last_and_best_the_best(compose_config) -> None:
     assert saved == {"last": 12, "best": 4}
 
 
+def test_an_untuned_learning_rate_is_said_to_be_a_guess(compose_config) -> None:
+    assert run.untuned(compose_config("experiment=asr_cpu", "optimizer=fadam")) == ""
+    assert "configs/tuned/asr_cpu-adam.yaml is missing" in run.untuned(
+        compose_config("experiment=asr_cpu", "optimizer=adam")
+    )
+    assert run.untuned(compose_config("experiment=asr_cpu", "optimizer=adam", "optimizer.lr=0.1")) == ""
+
+
 def test_same_seed_means_same_start_and_same_data_for_every_optimizer(compose_config, tmp_path: Path) -> None:
     first = [
         run.build_module(compose_config("experiment=toy", f"optimizer={name}", "seed=5")).model.state_dict()
