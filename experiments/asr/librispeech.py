@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,10 @@ def read_split(root: str | Path, split: str, cache_dir: str | Path | None = None
     folder = split_folder(root, split)
     if folder is None:
         present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        raise DataError(f"{root} has no split {split!r}; there is: {', '.join(present) or 'nothing'}")
+        hint = (
+            "; data.download=true fetches it, or name your copy's folder with data.root" if _LIBRISPEECH(split) else ""
+        )
+        raise DataError(f"{root} has no split {split!r}; there is: {', '.join(present) or 'nothing'}{hint}")
 
     audio, transcripts, stamp = _scan(folder)
     cache = Path(cache_dir or root / ".cache") / f"manifest-{split}-{stamp[:16]}.json"
@@ -269,6 +273,9 @@ def read_audio(path: Path) -> npt.NDArray[np.float32]:
 
         mono = resample(torch.from_numpy(np.ascontiguousarray(mono)), rate, SAMPLE_RATE).numpy()
     return mono
+
+
+_LIBRISPEECH = re.compile(r"(train-(clean-(100|360)|other-500)|(dev|test)-(clean|other))").fullmatch
 
 
 def download(root: str | Path, split: str) -> None:

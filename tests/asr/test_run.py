@@ -99,3 +99,9 @@ def test_missing_data_are_one_sentence_with_the_command(compose_config, tmp_path
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith("error: no speech data at")
     assert "Traceback" not in done.stderr
+
+
+def test_missing_librispeech_says_how_to_get_it(compose_config, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match=r"has no split 'train-clean-100'; .*data\.download=true fetches it"):
+        run.execute(compose_config("experiment=asr_gpu", "trainer=cpu"))
