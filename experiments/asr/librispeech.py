@@ -275,7 +275,7 @@ def read_audio(path: Path) -> npt.NDArray[np.float32]:
     return mono
 
 
-_LIBRISPEECH = re.compile(r"(train-(clean-(100|360)|other-500)|(dev|test)-(clean|other))").fullmatch
+_LIBRISPEECH_TRAINING = re.compile(r"train-(clean-(100|360)|other-500)").fullmatch
 
 
 def download(root: str | Path, split: str) -> None:
