@@ -134,9 +134,9 @@ def read_split(root: str | Path, split: str, cache_dir: str | Path | None = None
     folder = split_folder(root, split)
     if folder is None:
         present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        hint = (
-            "; data.download=true fetches it, or name your copy's folder with data.root" if _LIBRISPEECH(split) else ""
-        )
+        hint = ""
+        if _LIBRISPEECH_TRAINING(split):  # its other splits are called as those of synthesised speech
+            hint = "; data.download=true fetches it, or name your copy's folder with data.root"
         raise DataError(f"{root} has no split {split!r}; there is: {', '.join(present) or 'nothing'}{hint}")
 
     audio, transcripts, stamp = _scan(folder)
