@@ -8,30 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 
 from experiments.core import run
 from experiments.core.errors import ConfigError
 from experiments.llm.data import IGNORE
 from scripts.bench_llm import summarise
 from scripts.prepare_text import prepare
+from tests.core.test_run import break_off_at, weights
 
 STREAMED = [
     "data._target_=experiments.llm.data.StreamedText", "data.tokenizer.train_documents=40", "+data.block=7",
     "+data.max_documents={val: 4, test: 4}",
 ]  # fmt: skip
-
-
-class Stop(Callback):
-    """Breaks a run off in the middle of an evaluation interval, as a kill would."""
-
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        if trainer.global_step == 5:
-            raise RuntimeError("broken off")
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_clip", "fadam"])
@@ -101,15 +90,8 @@ def test_resumed_run_is_the_uninterrupted_one(
 ) -> None:
     words = [*tiny, *extra, "optimizer=fadam", f"trainer.accumulate_grad_batches={accumulate}"]
     whole = run.execute(compose_config(*words, f"paths.runs_dir={tmp_path / 'whole'}"))
-    build = run.build_trainer
-
-    def with_stop(*args: object) -> Trainer:
-        trainer = build(*args)  # type: ignore[arg-type]
-        trainer.callbacks.append(Stop())  # type: ignore[attr-defined]
-        return trainer
-
     with monkeypatch.context() as patch:
-        patch.setattr(run, "build_trainer", with_stop)
+        break_off_at(patch, 5)
         with pytest.raises(RuntimeError, match="broken off"):
             run.execute(compose_config(*words))
     resumed = run.execute(compose_config(*words))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import Callback, Trainer
 from omegaconf import DictConfig
 from PIL import Image
 from torchmetrics import MeanMetric
@@ -22,6 +21,7 @@ from experiments.vqvae.data import ImageData
 from experiments.vqvae.metrics import SplitScores
 from experiments.vqvae.module import ImageModule
 from experiments.vqvae.pictures import GAP, ROWS
+from tests.core.test_run import break_off_at
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("vqvae_*.yaml"))
@@ -202,17 +202,6 @@ def test_a_collapsed_run_says_so(tiny) -> None:
     assert record["metrics"]["val/codebook_usage"] == 0.5
 
 
-class Stop(Callback):
-    """Breaks a run off, as a kill would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise RuntimeError("broken off")
-
-
 @pytest.mark.parametrize("optimizer", ["adamw_clip", "fadam"])
 @pytest.mark.parametrize("learning", ["gradient", "ema"])
 def test_resumed_run_is_the_uninterrupted_one(
@@ -229,15 +218,9 @@ def test_resumed_run_is_the_uninterrupted_one(
 
     cfg = tiny(*common, f"paths.runs_dir={tmp_path / 'again'}")
     last = Path(cfg.paths.run_dir) / "last.ckpt"
-    build = run.build_trainer
-
-    def with_stop(*args: Any) -> Trainer:
-        trainer = build(*args)
-        trainer.callbacks.append(Stop(5))  # type: ignore[attr-defined]
-        return trainer
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "build_trainer", with_stop)
+        break_off_at(patch, 5)
         with pytest.raises(RuntimeError, match="broken off"):
             run.execute(cfg)
     assert torch.load(last, weights_only=True)["global_step"] == 3
