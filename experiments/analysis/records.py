@@ -89,6 +89,7 @@ _FREE_SECTIONS = frozenset(
         "progress",
         "multirun",
         "tune",
+        "point",
         "command",
     }
 )

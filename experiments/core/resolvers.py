@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+
+from experiments.core import study
 
 
 def stem(variant: str, trial: str, seed: int) -> str:
@@ -16,5 +20,24 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def declared(task: str, key: str) -> Any:
+    """A value of the study's protocol."""
+    return study.look_up(study.protocol(task), key)
+
+
+def point(task: str, key: str, index: int) -> float:
+    """The value of one dimension of the study's search space at the point `index`."""
+    protocol = study.protocol(task)
+    return study.point_value(protocol["space"], key, index, protocol["points"])
+
+
+def scaled(experiment: str, arm: str, key: str, factor: float) -> float:
+    """A tuned hyperparameter times `factor`, to four digits."""
+    return float(f"{factor * study.tuned(experiment, arm, key):.4g}")
+
+
 OmegaConf.register_new_resolver("stem", stem, replace=True)
 OmegaConf.register_new_resolver("is_multirun", is_multirun, replace=True)
+OmegaConf.register_new_resolver("study", declared, replace=True)
+OmegaConf.register_new_resolver("point", point, replace=True)
+OmegaConf.register_new_resolver("scaled", scaled, replace=True)
