@@ -165,8 +165,8 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def config_text(choice: Choice, task: str, scale: str, variant: str) -> str:
-    """The Hydra config of one arm's tuned values, with a comment on where they come from."""
+def config_text(choice: Choice, task: str, scale: str, variant: str, command: str = "") -> str:
+    """The Hydra config of one arm's tuned values, with a comment on where they come from: `command` wrote it."""
     import yaml
 
     first = choice.best.records[0]
@@ -174,7 +174,7 @@ def config_text(choice: Choice, task: str, scale: str, variant: str) -> str:
     flag = " --allow-edge" if choice.edges else ""
     lines = [
         "# @package _global_",
-        f"# Written by: python -m experiments.analysis.choose {task} --scale {scale}{flag}",
+        f"# Written by: {command or f'python -m experiments.analysis.choose {task} --scale {scale}{flag}'}",
         f"# {task} {scale}{f' {variant}' if variant else ''}, {arm_label(choice.arm)}: best of {len(choice.trials)} "
         f"trials by {choice.metric} ({choice.mode}), tuning seed {', '.join(map(str, seeds))}.",
         f"# Data {first.fingerprint}",

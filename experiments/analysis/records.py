@@ -90,6 +90,8 @@ _FREE_SECTIONS = frozenset(
         "multirun",
         "tune",
         "point",
+        "factor",
+        "value",
         "command",
     }
 )

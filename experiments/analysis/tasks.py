@@ -9,7 +9,23 @@ from dataclasses import dataclass
 from experiments.analysis.records import AnalysisError, Mode, Record
 from experiments.analysis.stats import Paired, Summary
 
-ARM_LABELS = {"adam": "Adam", "adamw": "AdamW", "adamw_clip": "AdamW + clip", "fadam": "FAdam"}
+ARM_LABELS = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "adamw_clip": "AdamW + clip",
+    "adamw_update_clip": "AdamW + update clip",
+    "nadamw": "NAdamW",
+    "lion": "Lion",
+    "muon": "Muon",
+    "schedule_free": "Schedule-free AdamW",
+    "fadam": "FAdam",
+    "fadam_fixed_eps": "FAdam, fixed epsilon",
+    "fadam_gradient_momentum": "FAdam, momentum of the gradient",
+    "fadam_no_clip": "FAdam without clip",
+    "fadam_decoupled_decay": "FAdam, decoupled decay",
+    "fadam_corrected_momentum": "FAdam, corrected momentum",
+    "fadam_scaled_eps": "FAdam, v3 epsilon",
+}
 # The fair opponent first: FAdam clips inside.
 OPPONENTS = ("adamw_clip", "adamw", "adam")
 

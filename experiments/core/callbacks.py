@@ -110,6 +110,21 @@ class History(Callback):
         return statistics.median(self.step_times) if self.step_times else math.nan
 
 
+class GradientScale(Callback):
+    """Multiplies every gradient by `factor` before clipping and the optimizer see it: the study's test of how an
+    optimizer depends on the scale of the loss. Under Lightning's accumulation every batch's share is scaled once.
+    """
+
+    def __init__(self, factor: float) -> None:
+        if not (math.isfinite(factor) and factor > 0):
+            raise ConfigError(f"callbacks.gradient_scale.factor must be a finite number > 0, got {factor}")
+        self.factor = factor
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, self.factor)
+
+
 class RandomState(Callback):
     """Carries the random generators' states through checkpoints, so that a resumed run is the uninterrupted one."""
 

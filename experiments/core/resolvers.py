@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -9,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from experiments.core import study
+from experiments.core.errors import ConfigError
 
 
 def stem(variant: str, trial: str, seed: int) -> str:
@@ -36,8 +38,26 @@ def scaled(experiment: str, arm: str, key: str, factor: float) -> float:
     return float(f"{factor * study.tuned(experiment, arm, key):.4g}")
 
 
+def whole(total: int, parts: int) -> int:
+    """`total` / `parts`.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    if parts < 1 or total % parts:
+        raise ConfigError(f"value={parts} must divide {total}")
+    return total // parts
+
+
+def batch_lr(experiment: str, arm: str, batch: int, tuned_batch: int) -> float:
+    """The tuned learning rate times the square root of the batch's growth, to four digits."""
+    return scaled(experiment, arm, "optimizer.lr", math.sqrt(batch / tuned_batch))
+
+
 OmegaConf.register_new_resolver("stem", stem, replace=True)
 OmegaConf.register_new_resolver("is_multirun", is_multirun, replace=True)
 OmegaConf.register_new_resolver("study", declared, replace=True)
 OmegaConf.register_new_resolver("point", point, replace=True)
 OmegaConf.register_new_resolver("scaled", scaled, replace=True)
+OmegaConf.register_new_resolver("whole", whole, replace=True)
+OmegaConf.register_new_resolver("batch_lr", batch_lr, replace=True)
