@@ -1,4 +1,4 @@
-"""Every run that the protocol of a study declares, tier by tier, with the command that makes it and the record it leaves.
+"""Every run that the protocol of a study declares, with the command that makes it and the record it leaves.
 
 Tiers: `who` (who wins), `why` (one switch at a time, epsilon, the continuous loss), `far` (how far it holds).
 """

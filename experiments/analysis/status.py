@@ -49,14 +49,12 @@ class Part:
 
 
 def state(run: Planned, root: Path, done: set[Path], now: float) -> str:
-    """`done`: its record exists. `running`: its folder was written to lately. `failed`: its folder says so, or lies idle."""
+    """`done`: its record exists. `running`: its folder was written to lately. `failed`: else, where a folder exists."""
     if run.record in done:
         return "done"
     folder = (root / run.record).with_suffix("")
     if not folder.is_dir():
         return "missing"
-    if (folder / "failed.txt").is_file():
-        return "failed"
     latest = max((p.stat().st_mtime for p in folder.rglob("*")), default=folder.stat().st_mtime)
     return "running" if now - latest < SILENT_S else "failed"
 
