@@ -18,8 +18,9 @@ from pathlib import Path
 
 from experiments.analysis.plan import TIERS, Multirun, multiruns, planned
 from experiments.analysis.records import AnalysisError, load_records, one_line_warnings
-from experiments.analysis.tuning import settle
+from experiments.analysis.tuning import current, settle
 from experiments.core.errors import UserError
+from experiments.core.study import tuned
 
 ATTEMPTS = 2
 
@@ -33,7 +34,9 @@ def command(run: Multirun, jobs: int | None, runs: Path, words: Sequence[str]) -
 
 
 def missing(run: Multirun, runs: Path) -> list[str]:
-    return [str(p.record) for p in run.runs if not (runs / p.record).is_file()]
+    """The planned records that do not exist, or were made with hyperparameters that have been chosen anew since."""
+    records = {record.relative: record for record in load_records(runs)}
+    return [str(p.record) for p in run.runs if p.record not in records or not current(p, records[p.record])]
 
 
 def perform(run: Multirun, jobs: int | None, runs: Path, words: Sequence[str]) -> list[str]:
@@ -57,7 +60,8 @@ def tier(task: str, name: str, jobs: int | None, runs: Path, words: Sequence[str
     """All parts of a tier in their order; returns the records that could not be made.
 
     Raises:
-        AnalysisError: the hyperparameters of an earlier tier are not settled.
+        AnalysisError: two tuning records contradict one another, or a space was widened too often.
+        ConfigError: the hyperparameters of an earlier tier are not settled.
     """
     failed: list[str] = []
     done: set[tuple[str, str, str]] = set()
@@ -68,6 +72,8 @@ def tier(task: str, name: str, jobs: int | None, runs: Path, words: Sequence[str
             return failed
         run = todo[0]
         done.add((run.part, run.purpose, " ".join(run.words)))
+        for arm in run.needs:
+            tuned(run.experiment, arm, "optimizer")
         left = perform(run, jobs, runs, words)
         failed += left
         if run.purpose == "tune" and not left:

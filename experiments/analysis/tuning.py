@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from experiments.analysis.choose import Choice, choose_arm, config_text, setting_text, write_text
 from experiments.analysis.plan import Planned, widened, widened_path
 from experiments.analysis.records import AnalysisError, Record, check_one_kind
@@ -36,6 +38,17 @@ def own(run: Planned, records: dict[Path, Record]) -> Record:
     if record.purpose != run.purpose or record.experiment_name != run.experiment:
         raise AnalysisError(f"{record.path} is not the planned run of {run.experiment} ({run.purpose})")
     return record
+
+
+def current(run: Planned, record: Record, tuned: Path = TUNED) -> bool:
+    """Whether the record of a planned run was made with the hyperparameters that are chosen now."""
+    if run.purpose != "eval" or run.trial != "main":
+        return True
+    path = tuned / f"{run.experiment}-{run.arm}.yaml"
+    if not path.is_file():
+        return True
+    chosen = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return all(record.setting(f"optimizer.{key}") == value for key, value in chosen["optimizer"].items())
 
 
 def settle(runs: Sequence[Planned], records: Sequence[Record], tuned: Path = TUNED) -> Settled:
