@@ -1,0 +1,590 @@
+"""The numbers of a study: what its records say under the protocol that was declared before they were made.
+
+Differences are gains: positive means that the first arm is better, whatever the direction of the metric. See
+`stats.decide` for what a comparison rests on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.analysis.choose import Choice, choose_arm
+from experiments.analysis.plan import TIERS, Planned, planned, widened
+from experiments.analysis.records import AnalysisError, Record, check_one_kind, finite
+from experiments.analysis.stats import (
+    Gain,
+    Ratio,
+    Summary,
+    decide,
+    first_reached,
+    gain_of,
+    holm,
+    paired_gain,
+    paired_ratio,
+    range_noise,
+    summarise,
+)
+from experiments.analysis.tasks import SPECS, Metric, TaskSpec, arm_label, measured, task_spec, values_by_seed
+from experiments.core.study import FOLDER, TUNED, protocol
+
+SCALE = "study"
+# The fair opponent of FAdam, which clips inside; the comparison with it is the primary one.
+OPPONENT = "adamw_clip"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many of the planned runs of a tier (or of a part of one) have their record."""
+
+    tier: str
+    part: str
+    done: int
+    planned: int
+
+    @property
+    def complete(self) -> bool:
+        return self.done == self.planned
+
+    @property
+    def words(self) -> str:
+        return f"{self.done} of {self.planned} records"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The tuning trials of one arm.
+
+    Attributes:
+        choice: the trials and the best of them; None as long as trials are missing or if all diverged.
+        trials: the finished tuning records.
+        edge: "low" or "high" where the best learning rate is the least or the greatest that was tried, else "".
+        widened: points that were added to the declared space at its low and at its high end.
+    """
+
+    progress: Progress
+    choice: Choice | None
+    trials: tuple[Record, ...]
+    edge: str
+    widened: tuple[int, int]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {} if self.choice is None else self.choice.best.settings
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The tuned evaluation runs of one arm, and the tuning before them.
+
+    Attributes:
+        part: "main", "switches", "continuous" or "context", as in `plan.Planned`.
+        values: seed -> final value of the protocol's metric, infinite where the run diverged.
+        secondary: the other metrics of the task that the runs measured, each with its summary.
+        notes: what is wrong with these runs, in words: other settings than the chosen ones, a collapsed codebook.
+    """
+
+    name: str
+    tier: str
+    part: str
+    variant: str
+    metric: Metric
+    progress: Progress
+    runs: tuple[Record, ...]
+    values: Mapping[int, float]
+    summary: Summary | None
+    secondary: tuple[tuple[Metric, Summary], ...]
+    tuning: Tuning
+    notes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return arm_label(self.name)
+
+    @property
+    def complete(self) -> bool:
+        return self.progress.complete and self.tuning.progress.complete
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against another on the evaluation seeds that both have.
+
+    Attributes:
+        primary: whether it belongs to the family that Holm's correction is for: FAdam against its declared opponent,
+            FAdam against itself without each correction, and the interaction with the likelihood, on all tasks.
+        matters: the smallest difference that would matter, in the units of the metric (or 1 where `metric` is None:
+            the gains are then in such units).
+        p_holm, p_t_holm: the p of `gain` after Holm's correction over the family; None outside it.
+        outcome: "better", "worse" or "no detectable difference", of the first arm.
+    """
+
+    task: str
+    scale: str
+    part: str
+    variant: str
+    metric: Metric | None
+    matters: float
+    arm: str
+    opponent: str
+    primary: bool
+    gain: Gain
+    outcome: str
+    runs: tuple[Record, ...]
+    p_holm: float | None = None
+    p_t_holm: float | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{arm_label(self.arm)} against {arm_label(self.opponent)}"
+
+    def number(self, value: float | None) -> str:
+        """A gain in the units of the metric, with its sign."""
+        if value is None:
+            return "–"
+        return f"{value:+.2f}" if self.metric is None else self.metric.number(value, signed=True) + self.metric.unit
+
+
+@dataclass(frozen=True)
+class Target:
+    """The value of the tuning metric that the tuned `arm` has, on average, after `share` of its steps."""
+
+    arm: str
+    share: float
+    metric: Metric
+    value: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Steps and seconds that one arm needs to reach the target, over what another needs. Seconds are training time on
+    machines that were shared with other runs, so that steps are the safer of the two."""
+
+    arm: str
+    opponent: str
+    steps: Ratio
+    seconds: Ratio
+
+
+@dataclass(frozen=True)
+class EpsSweep:
+    """The metric of one arm over epsilon (claim C4).
+
+    Attributes:
+        values: epsilon -> seed -> value. means: epsilon -> mean over the seeds that every epsilon has.
+        range: greatest minus least mean; None where fewer than two epsilons have a run.
+        noise: how large a range chance alone would give, from the spread of the arm's evaluation runs, in all but 5%
+            of cases (studentised range); None without these.
+        sensitive: whether `range` is larger than both `noise` and what matters; None while runs are missing.
+    """
+
+    arm: str
+    metric: Metric
+    matters: float
+    progress: Progress
+    values: Mapping[float, Mapping[int, float]]
+    means: Mapping[float, float]
+    range: float | None
+    noise: float | None
+    sensitive: bool | None
+    runs: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a variation; `factor` is of the learning rate, 1 where only the value was varied."""
+
+    arm: str
+    value: float
+    factor: float
+    values: Mapping[int, float]
+    summary: Summary | None
+    runs: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Tier 3: one setting varied, all others as tuned."""
+
+    name: str
+    progress: Progress
+    metric: Metric
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class TaskStudy:
+    """All numbers of one task. `arms` has those of the main likelihood by name, `continuous` those of the other."""
+
+    spec: TaskSpec
+    protocol: Mapping[str, Any]
+    metric: Metric
+    matters: float
+    tuning_metric: Metric
+    progress: tuple[Progress, ...]
+    arms: Mapping[str, Arm]
+    continuous: Mapping[str, Arm]
+    comparisons: tuple[Comparison, ...]
+    target: Target | None
+    speeds: tuple[Speed, ...]
+    eps: tuple[EpsSweep, ...]
+    variations: tuple[Variation, ...]
+
+    @property
+    def task(self) -> str:
+        return self.spec.name
+
+    def tier(self, name: str) -> Progress:
+        return next(p for p in self.progress if p.tier == name)
+
+    def comparison(self, arm: str, opponent: str, part: str | None = None) -> Comparison | None:
+        """The comparison of two arms; None where they share no seed."""
+        return next(
+            (c for c in self.comparisons if (c.arm, c.opponent) == (arm, opponent) and part in (None, c.part)), None
+        )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Performance profile over problems, one a task and evaluation seed (after Dolan and More, 2002, with gaps instead
+    of ratios, since bits and decibels have no common zero).
+
+    Attributes:
+        problems: (task, seed) pairs that all of the arms have run.
+        gaps: arm -> its distance from the best arm on each problem, in units of the difference that matters there.
+    """
+
+    problems: tuple[tuple[str, int], ...]
+    gaps: Mapping[str, tuple[float, ...]]
+
+    def share(self, arm: str, within: float) -> float:
+        """Share of the problems on which `arm` is at most `within` behind the best."""
+        return sum(gap <= within for gap in self.gaps[arm]) / len(self.problems)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The study of several tasks. `family` counts the primary comparisons planned, which Holm's correction is for."""
+
+    scale: str
+    tasks: Mapping[str, TaskStudy]
+    interaction: Comparison | None
+    profile: Profile
+    family: int
+
+
+def metric_of(spec: TaskSpec, declared: Mapping[str, Any]) -> Metric:
+    """The metric that a protocol names.
+
+    Raises:
+        AnalysisError: the task has no such metric, or the protocol turns it round.
+    """
+    for metric in (*spec.metrics, *spec.curves):
+        if declared["metric" if "metric" in declared else "name"] in metric.keys:
+            if metric.mode != declared["mode"]:
+                raise AnalysisError(f"the protocol of {spec.name} says {declared['mode']!r} of {metric.keys[0]}")
+            return metric
+    raise AnalysisError(f"the protocol of {spec.name} names a metric that the task does not have: {dict(declared)}")
+
+
+def _progress(tier: str, part: str, runs: Sequence[Planned], by_path: Mapping[Path, Record]) -> Progress:
+    return Progress(tier, part, sum(run.record in by_path for run in runs), len(runs))
+
+
+def _found(runs: Iterable[Planned], by_path: Mapping[Path, Record]) -> tuple[Record, ...]:
+    return tuple(by_path[run.record] for run in runs if run.record in by_path)
+
+
+def _tuning(runs: Sequence[Planned], by_path: Mapping[Path, Record], tuned: Path) -> Tuning:
+    first, trials = runs[0], _found(runs, by_path)
+    progress = _progress(first.tier, first.part, runs, by_path)
+    choice, edge = None, ""
+    if progress.complete and not all(r.diverged for r in trials):
+        choice = choose_arm(trials)
+        rates = sorted(trial.settings["optimizer.lr"] for trial in choice.trials)
+        edge = {rates[0]: "low", rates[-1]: "high"}.get(choice.best.settings["optimizer.lr"], "")
+    return Tuning(progress, choice, trials, edge, widened(first.experiment, first.part, tuned))
+
+
+def _notes(runs: Sequence[Record], tuning: Tuning) -> tuple[str, ...]:
+    words = []
+    for key, value in tuning.settings.items():
+        used = sorted({str(r.setting(key)) for r in runs if r.setting(key) != value})
+        if used:
+            words.append(f"the evaluation runs use {key} = {', '.join(used)}, the best trial has {value}")
+    for what, chosen in (
+        ("diverged", [r for r in runs if r.diverged]),
+        ("collapsed codebook", [r for r in runs if r.collapsed]),
+        ("run from a changed working tree", [r for r in runs if r.dirty]),
+    ):
+        if chosen:
+            words.append(f"{what}: seed {', '.join(str(r.seed) for r in chosen)}")
+    return tuple(words)
+
+
+def _arms(
+    runs: Sequence[Planned], by_path: Mapping[Path, Record], spec: TaskSpec, metric: Metric, tuned: Path
+) -> dict[str, Arm]:
+    arms = {}
+    for name in dict.fromkeys(run.arm for run in runs):
+        mine = [run for run in runs if run.arm == name]
+        evaluated = [run for run in mine if run.purpose == "eval"]
+        records = _found(evaluated, by_path)
+        tuning = _tuning([run for run in mine if run.purpose == "tune"], by_path, tuned)
+        others = [m for m in measured(records, spec.metrics) if m != metric]
+        values = values_by_seed(records, metric)
+        summaries = [(m, summarise(list(values_by_seed(records, m).values()))) for m in others]
+        first = mine[0]
+        arms[name] = Arm(
+            name=name,
+            tier=first.tier,
+            part=first.part,
+            variant=first.variant,
+            metric=metric,
+            progress=_progress(first.tier, first.part, evaluated, by_path),
+            runs=records,
+            values=values,
+            summary=summarise(list(values.values())),
+            secondary=tuple((m, s) for m, s in summaries if s is not None),
+            tuning=tuning,
+            notes=_notes(records, tuning),
+        )
+    return arms
+
+
+def compare(arm: Arm, other: Arm, task: str, matters: float, primary: bool) -> Comparison:
+    """`arm` against `other`, on the seeds that both have."""
+    gain = paired_gain(arm.values, other.values, arm.metric.mode)
+    part = other.part if other.tier != "who" else arm.part
+    runs = tuple(r for r in (*arm.runs, *other.runs) if r.seed in gain.gains)
+    outcome = decide(gain, matters)
+    return Comparison(
+        task, SCALE, part, arm.variant, arm.metric, matters, arm.name, other.name, primary, gain, outcome, runs
+    )
+
+
+def interaction(one: Comparison, other: Comparison) -> Comparison:
+    """How much larger the gain of `one` is than that of `other`, seed by seed, each in units of what matters there."""
+
+    def difference(a: float, b: float) -> float:
+        return 0.0 if a == b else a - b
+
+    seeds = sorted(one.gain.gains.keys() & other.gain.gains.keys())
+    gains = {s: difference(one.gain.gains[s] / one.matters, other.gain.gains[s] / other.matters) for s in seeds}
+    gain = gain_of(gains, tuple(sorted(one.gain.gains.keys() ^ other.gain.gains.keys())))
+    return replace(
+        one,
+        part="interaction",
+        variant=f"{one.variant} - {other.variant}",
+        metric=None,
+        matters=1.0,
+        primary=True,
+        gain=gain,
+        outcome=decide(gain, 1.0),
+        runs=one.runs + other.runs,
+    )
+
+
+def _curve(record: Record, metric: Metric, key: str) -> list[tuple[float, float]]:
+    """(place, value) at every evaluation; a value that is not finite is NaN."""
+    name = next((k for k in metric.keys if any(k in entry for entry in record.history)), metric.keys[0])
+    return [
+        (float(entry[key]), finite(entry[name], math.nan))
+        for entry in record.history
+        if name in entry and finite(entry.get(key), math.nan) >= 0
+    ]
+
+
+def value_at(points: Sequence[tuple[float, float]], place: float) -> float | None:
+    """Linear interpolation of a curve; None outside it."""
+    for (x, y), (x_next, y_next) in itertools.pairwise(points):
+        if x <= place <= x_next:
+            return y + (y_next - y) * (place - x) / (x_next - x)
+    return None
+
+
+def _target(declared: Mapping[str, Any], arms: Mapping[str, Arm], metric: Metric) -> Target | None:
+    arm = arms.get(declared["arm"])
+    if arm is None or not arm.progress.complete:
+        return None
+    values = [value_at(_curve(r, metric, "step"), declared["share"] * r.steps) for r in arm.runs if not r.diverged]
+    numbers = [v for v in values if v is not None and math.isfinite(v)]
+    if not numbers or len(numbers) < len(arm.runs):
+        return None
+    return Target(arm.name, declared["share"], metric, sum(numbers) / len(numbers))
+
+
+def _costs(arm: Arm, target: Target, key: str) -> dict[int, float]:
+    return {r.seed: first_reached(_curve(r, target.metric, key), target.value, target.metric.mode) for r in arm.runs}
+
+
+def speed(arm: Arm, other: Arm, target: Target) -> Speed:
+    """Steps and seconds to the target, `arm` over `other`."""
+    ratios = [paired_ratio(_costs(arm, target, key), _costs(other, target, key)) for key in ("step", "seconds")]
+    return Speed(arm.name, other.name, *ratios)
+
+
+def _value(run: Planned) -> tuple[float, float]:
+    """The varied value of a planned run, and the factor of its learning rate."""
+    words = dict(word.split("=", 1) for word in run.overrides)
+    return float(words["value"]), float(words.get("factor", 1))
+
+
+def _points(runs: Sequence[Planned], by_path: Mapping[Path, Record], metric: Metric) -> tuple[Point, ...]:
+    groups: dict[tuple[str, float, float], list[Planned]] = {}
+    for run in runs:
+        groups.setdefault((run.arm, *_value(run)), []).append(run)
+    points = []
+    for (arm, value, factor), members in sorted(groups.items()):
+        records = _found(members, by_path)
+        values = values_by_seed(records, metric)
+        points.append(Point(arm, value, factor, values, summarise(list(values.values())), records))
+    return tuple(points)
+
+
+def eps_sweep(arm: str, points: Sequence[Point], progress: Progress, main: Arm | None, matters: float) -> EpsSweep:
+    """How far the metric of one arm moves with epsilon; `main` are its evaluation runs, whose spread is the noise."""
+    values = {p.value: p.values for p in points}
+    shared = sorted(set.intersection(*(set(v) for v in values.values()))) if values else []
+    means = {eps: sum(v[s] for s in shared) / len(shared) for eps, v in values.items()} if shared else {}
+    ends = (min(means.values()), max(means.values())) if len(means) > 1 else None
+    # With a diverged run the range is infinite, and so is it where all have diverged.
+    width = None if ends is None else ends[1] - ends[0] if all(map(math.isfinite, ends)) else math.inf
+    sd = main.summary.sd if main is not None and main.summary is not None else None
+    noise = None
+    if sd is not None and width is not None and main is not None and main.summary is not None:
+        noise = range_noise(sd, main.summary.n, len(means), len(shared))
+    known = progress.complete and width is not None and noise is not None
+    metric = main.metric if main is not None else None
+    assert metric is not None
+    sensitive = width > max(matters, noise) if known and width is not None and noise is not None else None
+    runs = tuple(r for p in points for r in p.runs)
+    return EpsSweep(arm, metric, matters, progress, values, means, width, noise, sensitive, runs)
+
+
+def study_task(task: str, records: Iterable[Record], folder: Path = FOLDER, tuned: Path = TUNED) -> TaskStudy:
+    """The numbers of one task's study.
+
+    Args:
+        records: of any kind; those that the protocol did not plan are not looked at.
+        folder, tuned: where protocols and tuned values are.
+
+    Raises:
+        ConfigError: no study of that task is declared.
+        MixedRecordsError: runs that belong together are of two data sets or configurations.
+    """
+    spec, plan = task_spec(task), protocol(task, folder)
+    runs = planned(task, TIERS, folder, tuned)
+    by_path = {r.relative: r for r in records if r.task == task and r.scale == SCALE}
+    metric, tuning_metric = metric_of(spec, plan["metric"]), metric_of(spec, plan["tuning"])
+    matters = float(plan["metric"]["matters"])
+
+    def part(*names: str) -> list[Planned]:
+        return [run for run in runs if run.part in names]
+
+    tuned_runs = part("main", "switches", "context")
+    check_one_kind(_found(tuned_runs, by_path), f"the study of {task}")
+    arms = _arms(tuned_runs, by_path, spec, metric, tuned)
+    continuous: dict[str, Arm] = {}
+    comparisons = [
+        compare(arms["fadam"], other, task, matters, primary=other.name == OPPONENT or other.part == "switches")
+        for other in arms.values()
+        if other.name != "fadam"
+    ]
+    if part("continuous"):
+        declared = plan["tiers"]["why"]["continuous"]["metric"]
+        check_one_kind(_found(part("continuous"), by_path), f"the study of {task}, continuous loss")
+        continuous = _arms(part("continuous"), by_path, spec, metric_of(spec, declared), tuned)
+        comparisons += [
+            compare(continuous["fadam"], other, task, float(declared["matters"]), primary=False)
+            for other in continuous.values()
+            if other.name != "fadam"
+        ]
+    target = _target(plan["target"], arms, tuning_metric)
+    rivals = [arm for arm in arms.values() if arm.name != "fadam" and arm.runs]
+    speeds = [speed(arms["fadam"], other, target) for other in rivals] if target and arms["fadam"].runs else []
+    eps_runs = part("eps")
+    sweeps = []
+    for arm in dict.fromkeys(run.arm for run in eps_runs):
+        mine = [run for run in eps_runs if run.arm == arm]
+        progress = _progress("why", "eps", mine, by_path)
+        points = _points(mine, by_path, metric)
+        sweeps.append(eps_sweep(arm, points, progress, arms[arm], matters))
+    names = dict.fromkeys(run.part for run in runs if run.tier == "far" and run.part != "context")
+    variations = [
+        Variation(name, _progress("far", name, part(name), by_path), metric, _points(part(name), by_path, metric))
+        for name in names
+    ]
+    tiers = [[run for run in runs if run.tier == tier] for tier in TIERS]
+    return TaskStudy(
+        spec=spec,
+        protocol=plan,
+        metric=metric,
+        matters=matters,
+        tuning_metric=tuning_metric,
+        progress=tuple(_progress(tier, "", mine, by_path) for tier, mine in zip(TIERS, tiers, strict=True) if mine),
+        arms=arms,
+        continuous=continuous,
+        comparisons=tuple(comparisons),
+        target=target,
+        speeds=tuple(speeds),
+        eps=tuple(sweeps),
+        variations=tuple(variations),
+    )
+
+
+def profile(tasks: Iterable[TaskStudy]) -> Profile:
+    """The performance profile of the arms of tier 1, over the evaluation runs of all tasks."""
+    problems: list[tuple[str, int]] = []
+    gaps: dict[str, list[float]] = {}
+    for study in tasks:
+        arms = [arm for arm in study.arms.values() if arm.tier == "who"]
+        for seed in sorted(set.intersection(*(set(arm.values) for arm in arms))):
+            problems.append((study.task, seed))
+            losses = {a.name: a.values[seed] * (1 if study.metric.mode == "min" else -1) for a in arms}
+            best = min(losses.values())
+            for name, loss in losses.items():
+                gap = (loss - best) / study.matters if math.isfinite(loss) else math.inf
+                gaps.setdefault(name, []).append(gap)
+    return Profile(tuple(problems), {name: tuple(values) for name, values in gaps.items()})
+
+
+def study(
+    records: Sequence[Record], tasks: Sequence[str] = tuple(SPECS), folder: Path = FOLDER, tuned: Path = TUNED
+) -> Study:
+    """The study of all `tasks`, with Holm's correction over the family of its primary comparisons.
+
+    Raises: as `study_task`.
+    """
+    found = {task: study_task(task, records, folder, tuned) for task in tasks}
+    crossed = next((s for s in found.values() if s.continuous), None)
+    between = None
+    if crossed is not None:
+        one = crossed.comparison("fadam", OPPONENT, "main")
+        other = crossed.comparison("fadam", OPPONENT, "continuous")
+        between = interaction(one, other) if one is not None and other is not None else None
+    family = [c for s in found.values() for c in s.comparisons if c.primary]
+    family += [between] if between is not None else []
+    corrected = dict(
+        zip(
+            map(id, family),
+            zip(holm([c.gain.p for c in family]), holm([c.gain.p_t for c in family]), strict=True),
+            strict=True,
+        )
+    )
+
+    def with_holm(comparison: Comparison) -> Comparison:
+        p, p_t = corrected.get(id(comparison), (None, None))
+        return replace(comparison, p_holm=p, p_t_holm=p_t)
+
+    return Study(
+        scale=SCALE,
+        tasks={task: replace(s, comparisons=tuple(with_holm(c) for c in s.comparisons)) for task, s in found.items()},
+        interaction=None if between is None else with_holm(between),
+        profile=profile(found.values()),
+        family=len(family),
+    )
