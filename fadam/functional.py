@@ -1,33 +1,35 @@
-"""The functional form of FAdam and its two loops, single-tensor and multi-tensor, which have one signature.
+"""The functional form of FAdam, the choice of an implementation for it, and the single-tensor loop.
 
-All three change `params`, `momentums`, `fims` and `steps` in place and never wait for a device.
+Everything here changes `params`, `momentums`, `fims` and `steps` in place and never waits for a device.
 """
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fadam.backend import choose
+from fadam.foreach import ForeachBackend
 from fadam.metric import (
-    Scalar,
+    Undo,
     bias_correction,
     clip_divisor,
+    count,
     empirical_fim,
     epsilon,
-    fim_weights,
     metric,
     natural,
-    norm_dtype,
+    stochastic_bfloat16,
     store,
     working_dtype,
 )
 
-# Where torch's multi-tensor kernels are real ones; elsewhere they are a loop over tensors and gain nothing.
-_FOREACH_DEVICES = ("cuda", "xpu")
+if TYPE_CHECKING:
+    from fadam.sharding import Share
 
 
 def fadam(
@@ -53,6 +55,10 @@ def fadam(
     foreach: bool | None = None,
     capturable: bool = False,
     differentiable: bool = False,
+    fused: bool | None = None,
+    stochastic_rounding: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
     """Perform one step of Algorithm 1 of arXiv:2405.12807 on every tensor of `params`, in place.
 
@@ -66,29 +72,27 @@ def fadam(
         fims: f_{t-1}, likewise.
         steps: t-1, 0-d float32 tensors, one a parameter; on the host, or with `capturable` on the parameter's
             device.
+        grad_scale: what the gradients are to be divided by first, as ``torch.amp.GradScaler`` gives it; 0-d float32.
+        found_inf: where it is not 0, nothing is changed, `steps` included; 0-d float32. The steps must then be
+            where it is, unless it is on the host.
 
     Raises:
-        RuntimeError: with `capturable`, if a step is not on its parameter's device.
-        ValueError: if `foreach` and `differentiable` are both true.
+        RuntimeError: with `capturable`, or `found_inf` on a device, if a step is not on its parameter's device;
+            if `fused` is true and cannot be had, with the reason.
+        ValueError: if two of `foreach`, `fused` and `differentiable` are true, or `stochastic_rounding` with
+            `differentiable`; for sharded parameters that FAdam cannot step.
     """
-    if capturable and any(p.device != step.device for p, step in zip(params, steps, strict=True)):
-        raise RuntimeError("FAdam: with capturable=True each step tensor must be on its parameter's device")
-    if foreach and differentiable:
-        raise ValueError("FAdam: foreach=True has no autograd; use foreach=False with differentiable=True")
-    if foreach is None:
-        foreach = not differentiable and all(
-            type(p) in (Tensor, torch.nn.Parameter) and p.device.type in _FOREACH_DEVICES for p in params
-        )
-
-    filled = [i for i, p in enumerate(params) if p.numel() > 0]
-    step_all = _multi_tensor_fadam if foreach else _single_tensor_fadam
-    step_all(
-        [_as_real(params[i]) for i in filled],
-        [_as_real(grads[i].resolve_conj()) for i in filled],
-        [momentums[i] for i in filled],
-        [fims[i] for i in filled],
-        [steps[i] for i in filled],
-        lr=lr.reshape(()) if isinstance(lr, Tensor) else lr,
+    shares = begin(
+        params,
+        grads,
+        momentums,
+        fims,
+        steps,
+        foreach=foreach,
+        fused=fused,
+        differentiable=differentiable,
+        found_inf=found_inf,
+        lr=lr,
         beta1=beta1,
         beta2=beta2,
         eps=eps,
@@ -102,19 +106,126 @@ def fadam(
         correct_momentum=correct_momentum,
         maximize=maximize,
         capturable=capturable,
-        differentiable=differentiable,
+        stochastic_rounding=stochastic_rounding,
+        grad_scale=grad_scale,
     )
+    if shares:
+        from fadam.sharding import finish
+
+        finish(shares)
+
+
+def begin(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentums: Sequence[Tensor],
+    fims: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    foreach: bool | None,
+    fused: bool | None,
+    differentiable: bool,
+    found_inf: Tensor | None,
+    **options: Any,
+) -> list[Share]:
+    """Step the plain tensors, and return what is left to do for the sharded ones: `fadam.sharding.finish` does that
+    for all groups of an optimizer together."""
+    if options["capturable"] and any(p.device != step.device for p, step in zip(params, steps, strict=True)):
+        raise RuntimeError("FAdam: with capturable=True each step tensor must be on its parameter's device")
+    if foreach and differentiable:
+        raise ValueError("FAdam: foreach=True has no autograd; use foreach=False with differentiable=True")
+    if fused and (foreach or differentiable):
+        other = "foreach" if foreach else "differentiable"
+        raise ValueError(f"FAdam: fused=True and {other}=True are two implementations; choose one")
+    if options["stochastic_rounding"] and differentiable:
+        raise ValueError("FAdam: stochastic_rounding=True has no autograd; use it with differentiable=False")
+    if found_inf is not None and found_inf.is_cpu and not torch.compiler.is_compiling():
+        if found_inf.item() != 0:
+            return []
+        found_inf = None
+    lr = options["lr"]
+    options["lr"] = lr.reshape(()) if isinstance(lr, Tensor) else lr
+
+    sharded = [type(p) not in (Tensor, torch.nn.Parameter) and is_sharded(p) for p in params]
+    shares: list[Share] = []
+    if any(sharded):
+        from fadam.sharding import prepare
+
+        picked = [i for i, is_shard in enumerate(sharded) if is_shard and params[i].numel() > 0]
+        shares = prepare(
+            *_picked(picked, params, grads, momentums, fims, steps),
+            foreach=foreach,
+            fused=fused,
+            differentiable=differentiable,
+            found_inf=found_inf,
+            **options,
+        )
+
+    filled = [i for i, p in enumerate(params) if p.numel() > 0 and not sharded[i]]
+    by_device: dict[torch.device, list[int]] = {}
+    for i in filled:
+        by_device.setdefault(params[i].device, []).append(i)
+    for device, index in by_device.items():
+        tensors = (
+            [_as_real(params[i]) for i in index],
+            [_as_real(grads[i].resolve_conj()) for i in index],
+            [momentums[i] for i in index],
+            [fims[i] for i in index],
+        )
+        counts = [steps[i] for i in index]
+        backend = choose(*tensors, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
+        amp = amp_tensors(device, counts, options["grad_scale"], found_inf)
+        torch._foreach_add_(counts, 1)
+        if backend is None:
+            _single_tensor_fadam(*tensors, counts, differentiable=differentiable, **{**options, **amp})
+        else:
+            backend(*tensors, counts, **{**options, **amp}).run()
+            if backend is not ForeachBackend:
+                written(*tensors)
+        take_back(counts, amp["found_inf"])
+    return shares
+
+
+def is_sharded(param: Tensor) -> bool:
+    """Whether this is a DTensor; without importing torch.distributed, which takes long and may not be there."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(param, module.DTensor)
+
+
+def amp_tensors(
+    device: torch.device, steps: Sequence[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
+) -> dict[str, Tensor | None]:
+    """`grad_scale` and `found_inf` where the tensors are, the latter as 0 or 1."""
+    if found_inf is not None:
+        found_inf = (found_inf.to(device, non_blocking=True) != 0).to(torch.float32).reshape(())
+        if any(step.device != device for step in steps):
+            raise RuntimeError(
+                "FAdam: with found_inf on a device each step tensor must be on its parameter's device; "
+                "fused=True or capturable=True, set before the first step, put it there"
+            )
+    if grad_scale is not None:
+        grad_scale = grad_scale.to(device, torch.float32, non_blocking=True).reshape(())
+    return {"grad_scale": grad_scale, "found_inf": found_inf}
+
+
+def take_back(steps: list[Tensor], found_inf: Tensor | None) -> None:
+    """Count the step back that was not taken."""
+    if found_inf is not None:
+        torch._foreach_sub_(steps, [found_inf] * len(steps))
+
+
+def written(params: Sequence[Tensor], grads: Sequence[Tensor], *states: Sequence[Tensor]) -> None:
+    """Tell autograd what a fused implementation has written behind its back, so that a stale graph is an error."""
+    for tensors in (params, *states):
+        torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+
+
+def _picked(index: Sequence[int], *lists: Sequence[Tensor]) -> list[list[Tensor]]:
+    return [[tensors[i] for i in index] for tensors in lists]
 
 
 def _as_real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
-
-
-def _count(step: Tensor, capturable: bool) -> Scalar:
-    """t as a host number, so that its powers cost no kernels; as a tensor where a graph is to be replayed."""
-    if capturable or torch.compiler.is_compiling():
-        return step.to(norm_dtype(step.device))
-    return step.item()
 
 
 def _single_tensor_fadam(
@@ -139,15 +250,21 @@ def _single_tensor_fadam(
     maximize: bool,
     capturable: bool,
     differentiable: bool,
+    stochastic_rounding: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
 ) -> None:
-    for param, grad, momentum_state, fim_state, step in zip(params, grads, momentums, fims, steps, strict=True):
-        step += 1
-        t = _count(step, capturable)
+    undo = Undo(found_inf, params, momentums, fims)
+    lists = params, grads, momentums, fims, steps
+    for i, (param, grad, momentum_state, fim_state, step) in enumerate(zip(*lists, strict=True)):
+        t = count(step, capturable)
         dtype = working_dtype(param, grad, momentum_state, fim_state)
         theta = param.to(dtype)
         if differentiable:
             theta = theta.clone()  # autograd keeps it, and the parameter is about to change
         g = grad.to(dtype)
+        if grad_scale is not None:
+            g = g / grad_scale
         if maximize:
             g = -g
 
@@ -179,157 +296,11 @@ def _single_tensor_fadam(
                     w = w / clip_divisor(w, clip)
             update = update.add(w, alpha=weight_decay)
 
+        if stochastic_rounding and param.dtype == torch.bfloat16:
+            param.copy_(stochastic_bfloat16(theta - update * lr, t, i))
         # In place with the promoted dtype: a bfloat16 parameter is rounded once, after the subtraction.
-        if isinstance(lr, Tensor):
+        elif isinstance(lr, Tensor):
             param.sub_(update * lr)
         else:
             param.sub_(update, alpha=lr)
-
-
-def _multi_tensor_fadam(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentums: list[Tensor],
-    fims: list[Tensor],
-    steps: list[Tensor],
-    *,
-    lr: float | Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    eps2: float,
-    clip: float | None,
-    rho: float,
-    weight_decay: float,
-    eps_mode: str,
-    momentum: str,
-    decay: str,
-    correct_momentum: bool,
-    maximize: bool,
-    capturable: bool,
-    differentiable: bool,
-) -> None:
-    assert not differentiable  # fadam() has refused it
-
-    for index in _groups(params, grads, momentums, fims):
-        thetas = [params[i] for i in index]
-        momentum_states, fim_states = [momentums[i] for i in index], [fims[i] for i in index]
-        counts = [steps[i] for i in index]
-        device = thetas[0].device
-        dtype = working_dtype(thetas[0], grads[index[0]], momentum_states[0], fim_states[0])
-        limit = torch.finfo(dtype).max
-
-        torch._foreach_add_(counts, 1)
-        ts = [_count(step, capturable) for step in counts]
-
-        gs = _cast([grads[i] for i in index], dtype)
-        if maximize:
-            gs = list(torch._foreach_neg(gs))
-
-        # f_t; in place where the state is in the working dtype.
-        fs = _cast(fim_states, dtype)
-        weights = [fim_weights(beta2, t) for t in ts]
-        decays: list[Any] = [weight for weight, _ in weights]  # host numbers or 0-d tensors, as the steps
-        torch._foreach_mul_(fs, decays)
-        _addcmul_(fs, gs, gs, [gain for _, gain in weights])
-        torch._foreach_clamp_max_(fs, limit)
-        _store(fim_states, fs)
-
-        # d_t; infinite where it would be 0, so that nothing moves there.
-        ds = list(torch._foreach_sqrt(fs) if rho == 0.5 else torch._foreach_pow(fs, rho))
-        if eps_mode == "fixed":
-            torch._foreach_add_(ds, eps ** (2 * rho))
-        else:
-            terms = _rms(gs)
-            if eps_mode == "adaptive":
-                torch._foreach_mul_(terms, eps2)
-                torch._foreach_clamp_max_(terms, eps)
-            else:
-                torch._foreach_clamp_max_(terms, 1.0)
-                torch._foreach_mul_(terms, eps)
-            torch._foreach_add_(ds, list(torch._foreach_pow(terms, 2 * rho)))
-        for d in ds:
-            d.masked_fill_(d == 0, math.inf)
-
-        # m_t and the part of the update that comes from the gradient.
-        ms = _cast(momentum_states, dtype)
-        torch._foreach_mul_(ms, beta1)
-        corrections: list[Any] = [bias_correction(beta1, t) for t in ts] if correct_momentum else []
-        if momentum == "natural":
-            ns = list(torch._foreach_div(gs, ds))
-            _clip_(ns, clip)
-            torch._foreach_add_(ms, ns, alpha=1 - beta1)
-            del ns
-            _store(momentum_states, ms)
-            updates = list(torch._foreach_div(ms, corrections)) if correct_momentum else ms
-        else:
-            torch._foreach_add_(ms, gs, alpha=1 - beta1)
-            _store(momentum_states, ms)
-            updates = list(torch._foreach_div(ms, corrections)) if correct_momentum else ms
-            updates = _natural(updates, ds, limit)
-            _clip_(updates, clip)
-            torch._foreach_add_(updates, torch._foreach_sub(gs, gs))
-
-        if weight_decay != 0:
-            ws = _cast(thetas, dtype)
-            if decay == "natural":
-                ws = _natural(ws, ds, limit)
-                _clip_(ws, clip)
-            updates = list(torch._foreach_add(updates, ws, alpha=weight_decay))
-
-        if isinstance(lr, Tensor):
-            rate = lr.to(device=device, dtype=dtype, non_blocking=True)
-            torch._foreach_sub_(thetas, list(torch._foreach_mul(updates, rate)))
-        else:
-            torch._foreach_add_(thetas, updates, alpha=-lr)  # inductor drops the alpha of _foreach_sub_
-
-
-def _groups(*lists: list[Tensor]) -> list[list[int]]:
-    """Indices of the tensors that share a device and all dtypes, as the multi-tensor kernels want them."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, tensors in enumerate(zip(*lists, strict=True)):
-        groups.setdefault((tensors[0].device, *(x.dtype for x in tensors)), []).append(i)
-    return list(groups.values())
-
-
-def _cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [x.to(dtype) for x in tensors]
-
-
-def _store(targets: list[Tensor], values: list[Tensor]) -> None:
-    if targets[0].dtype != values[0].dtype:  # else the values are the targets, changed in place
-        limit = torch.finfo(targets[0].dtype).max
-        values = list(torch._foreach_clamp_min(torch._foreach_clamp_max(values, limit), -limit))
-        torch._foreach_copy_(targets, values)
-
-
-def _rms(tensors: list[Tensor]) -> list[Tensor]:
-    """Root mean square of each whole tensor, 0-d tensors."""
-    dtype = torch.promote_types(tensors[0].dtype, norm_dtype(tensors[0].device))
-    norms = list(torch._foreach_norm(tensors, 2, dtype=dtype))
-    torch._foreach_div_(norms, [math.sqrt(x.numel()) for x in tensors])
-    return norms
-
-
-def _addcmul_(targets: list[Tensor], a: list[Tensor], b: list[Tensor], values: list[Any]) -> None:
-    if isinstance(values[0], Tensor):
-        torch._foreach_addcmul_(targets, torch._foreach_mul(a, values), b)
-    else:
-        torch._foreach_addcmul_(targets, a, b, values)
-
-
-def _natural(xs: list[Tensor], ds: list[Tensor], limit: float) -> list[Tensor]:
-    """x / d, kept finite as in `natural`: new tensors."""
-    xs = list(torch._foreach_div(xs, ds))
-    torch._foreach_clamp_max_(xs, limit)
-    torch._foreach_clamp_min_(xs, -limit)
-    return xs
-
-
-def _clip_(xs: list[Tensor], clip: float | None) -> None:
-    """x / max(1, RMS(x) / clip), in place."""
-    if clip is not None:
-        divisors = _rms(xs)
-        torch._foreach_div_(divisors, clip)
-        torch._foreach_clamp_min_(divisors, 1.0)
-        torch._foreach_div_(xs, divisors)
+    undo()

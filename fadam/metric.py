@@ -1,6 +1,6 @@
 """The lines of Algorithm 1 (arXiv:2405.12807) on one tensor, as functions without side effects.
 
-The single-tensor loop and the diagnostics are written with these; the multi-tensor loop has the same lines on
+The single-tensor loop and the diagnostics are written with these; the multi-tensor backend has the same lines on
 lists. Whatever is one number a tensor (RMS, epsilon, clip) stays a 0-d tensor on the tensor's own device, so
 that nothing here waits for a device.
 """
@@ -8,6 +8,8 @@ that nothing here waits for a device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,14 @@ def rms(x: Tensor) -> Tensor:
     """Root mean square over the whole tensor, a 0-d tensor in `norm_dtype`."""
     norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, norm_dtype(x.device)))
     return norm / math.sqrt(x.numel())
+
+
+def count(step: Tensor, capturable: bool) -> Scalar:
+    """t as a host number, so that its powers cost no kernels; as a tensor where a graph is to be replayed or the
+    count lives on a device."""
+    if capturable or not step.is_cpu or torch.compiler.is_compiling():
+        return step.to(norm_dtype(step.device))
+    return step.item()
 
 
 def bias_correction(beta: float, t: Scalar) -> Scalar:
@@ -108,3 +118,41 @@ def store(target: Tensor, value: Tensor) -> None:
         limit = torch.finfo(target.dtype).max
         value = value.clamp(min=-limit, max=limit)
     target.copy_(value)
+
+
+def _scrambled(x: Any) -> Any:
+    """A bijection of the integers under 2^32 whose bits are as good as random; the multipliers are those of Chris
+    Wellons' hash-prospector. Of a host number or an int64 tensor."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def stochastic_bfloat16(x: Tensor, t: Scalar, index: int, offset: int = 0) -> Tensor:
+    """x rounded to one of the two bfloat16 numbers around it, the nearer the likelier, so that the mean is kept.
+
+    The random bits are a function of (t, index, number of the element + offset) alone: no generator, so that
+    replicas agree and a resumed run goes on exactly.
+    """
+    now = t.to(torch.int64) if isinstance(t, Tensor) else int(t)
+    key = _scrambled((_scrambled(now) + index) & 0xFFFFFFFF)
+    place = torch.arange(offset, offset + x.numel(), device=x.device).view(x.shape)
+    place = (place ^ ((place >> 32) * 0x9E3779B1)) & 0xFFFFFFFF
+    noise = _scrambled((_scrambled(place ^ key) + key) & 0xFFFFFFFF) & 0xFFFF
+    # The upper half of a float32 is a bfloat16: random lower bits carry into it with the right probability.
+    x = x.float()
+    rounded = ((x.view(torch.int32) + noise.to(torch.int32)) & -0x10000).view(torch.float32)
+    return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)
+
+
+class Undo:
+    """Called at a step's end, it takes back what was written if `found_inf` is not 0, without looking at the number."""
+
+    def __init__(self, found_inf: Tensor | None, *lists: Sequence[Tensor]) -> None:
+        self._found = None if found_inf is None else found_inf != 0
+        self._before = [] if found_inf is None else [(x, x.clone()) for tensors in lists for x in tensors]
+
+    def __call__(self) -> None:
+        for now, before in self._before:
+            assert self._found is not None
+            now.copy_(torch.where(self._found, before, now))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from fadam.functional import fadam
+from fadam.backend import fused_refusal, is_ablation
+from fadam.functional import begin, is_sharded
+
+if TYPE_CHECKING:
+    from fadam.sharding import Share
 
 STATE_KEYS = ("step", "momentum", "fim")
 
@@ -20,7 +24,7 @@ _CHOICES = {
     "momentum": ("natural", "gradient"),
     "decay": ("natural", "decoupled"),
 }
-_FLAGS = ("correct_momentum", "maximize", "capturable", "differentiable")
+_FLAGS = ("correct_momentum", "maximize", "capturable", "differentiable", "stochastic_rounding")
 _STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DEFAULTS: dict[str, Any] = {
     "lr": 1e-3,
@@ -40,6 +44,8 @@ _DEFAULTS: dict[str, Any] = {
     "differentiable": False,
     "momentum_dtype": None,
     "fim_dtype": None,
+    "fused": None,
+    "stochastic_rounding": False,
 }
 
 
@@ -160,6 +166,8 @@ class FAdam(Optimizer):
         differentiable: bool = False,
         momentum_dtype: torch.dtype | None = None,
         fim_dtype: torch.dtype | None = None,
+        fused: bool | None = None,
+        stochastic_rounding: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -179,6 +187,8 @@ class FAdam(Optimizer):
             "differentiable": differentiable,
             "momentum_dtype": momentum_dtype,
             "fim_dtype": fim_dtype,
+            "fused": fused,
+            "stochastic_rounding": stochastic_rounding,
         }
         super().__init__(params, checked_options(defaults))
 
@@ -186,12 +196,25 @@ class FAdam(Optimizer):
         """Add a group of parameters; options it does not give are those of the constructor.
 
         Raises:
-            ValueError: for an option outside its range.
+            ValueError: for an option outside its range, and for a parameter that FAdam cannot step.
+            RuntimeError: for ``fused=True`` where that cannot be had.
         """
         if isinstance(param_group, dict):
             options = {k: v for k, v in {**self.defaults, **param_group}.items() if k in _DEFAULTS}
             param_group.update(checked_options(options))
+        before = len(self.param_groups)
         super().add_param_group(param_group)
+        try:
+            for group in self.param_groups[before:]:
+                _check_params(group)
+        except Exception:
+            del self.param_groups[before:]
+            raise
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # torch.amp.GradScaler then leaves unscaling and skipping to `step`, through `grad_scale` and `found_inf`.
+        return all(group["fused"] for group in self.param_groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle or a state dict; options that an older one does not know get their
@@ -258,18 +281,24 @@ class FAdam(Optimizer):
 
         # All of them before the first update, so that a sparse gradient leaves every parameter as it was.
         stepped = [[p for p in group["params"] if _has_dense_grad(p)] for group in self.param_groups]
+        shares: list[Share] = []
         for group, params in zip(self.param_groups, stepped, strict=True):
             with torch.set_grad_enabled(group["differentiable"]):
-                self._step_group(group, params)
+                shares += self._step_group(group, params)
+        if shares:
+            from fadam.sharding import finish
+
+            finish(shares)
         return loss
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> list[Share]:
+        """Step the group's plain tensors and return what is left to do for its sharded ones."""
         for p in params:
             if not self.state[p]:
                 self.state[p] = initial_state(p, group)
         states = [self.state[p] for p in params]
         beta1, beta2 = group["betas"]
-        fadam(
+        return begin(
             params,
             [p.grad for p in params if p.grad is not None],
             [state["momentum"] for state in states],
@@ -291,6 +320,10 @@ class FAdam(Optimizer):
             foreach=group["foreach"],
             capturable=group["capturable"],
             differentiable=group["differentiable"],
+            fused=group["fused"],
+            stochastic_rounding=group["stochastic_rounding"],
+            grad_scale=_whole(getattr(self, "grad_scale", None)),
+            found_inf=_whole(getattr(self, "found_inf", None)),
         )
 
     def _check_capture(self) -> None:
@@ -303,7 +336,8 @@ class FAdam(Optimizer):
 def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     """t = 0, m_0 = 0 and f_0 = 1 for one parameter, in the group's dtypes."""
     real = torch.view_as_real(param) if param.is_complex() else param
-    device = param.device if group["capturable"] else "cpu"  # on the host, a step count costs no kernel
+    # On the host, a step count costs no kernel; but a scaler's found_inf, which may take a step back, is on the device.
+    device = param.device if group["capturable"] or group["fused"] else "cpu"
     return {
         "step": torch.zeros((), dtype=torch.float32, device=device),
         "momentum": torch.zeros_like(
@@ -313,6 +347,37 @@ def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
             real, dtype=group["fim_dtype"], memory_format=torch.preserve_format, requires_grad=False
         ),
     }
+
+
+def _check_param(param: Tensor) -> None:
+    """
+    Raises:
+        ValueError: for what FSDP1 has flattened: RMS is over a tensor of the model, and these are not.
+    """
+    # The first is set on a FlatParameter, the second on it and, with use_orig_params, on the views into it.
+    if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
+        raise ValueError(
+            "FAdam: a parameter that FullyShardedDataParallel has flattened cannot be stepped: FAdam needs the RMS "
+            "over each whole tensor of the model, and what a process holds here are pieces of several; shard the "
+            "model with torch.distributed.fsdp.fully_shard (FSDP2) instead"
+        )
+    if param.is_complex() and is_sharded(param):
+        raise ValueError("FAdam: complex parameters cannot be sharded; keep them as real ones with a last axis of 2")
+
+
+def _check_params(group: Mapping[str, Any]) -> None:
+    for param in group["params"]:
+        _check_param(param)
+    if group["fused"] and not is_ablation(group):
+        for device in {p.device.type for p in group["params"]} - {"meta"}:  # those may get a device yet
+            refused = fused_refusal([], [], [], [], group, device)
+            if refused is not None:
+                raise RuntimeError(f"FAdam: fused=True is not available: {refused}")
+
+
+def _whole(x: Tensor | None) -> Tensor | None:
+    """A scaler's number, which is a DTensor where the gradients are."""
+    return x.full_tensor() if x is not None and is_sharded(x) else x  # type: ignore[attr-defined]
 
 
 def _has_dense_grad(param: Tensor) -> bool:
@@ -357,10 +422,15 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in _FLAGS:
         if not isinstance(options[name], bool):
             raise _refusal(name, options[name], "True or False")
-    if options["foreach"] is not None and not isinstance(options["foreach"], bool):
-        raise _refusal("foreach", options["foreach"], "True, False or None")
-    if options["foreach"] and options["differentiable"]:
-        raise _refusal("foreach", True, "False or None with differentiable=True")
+    for name in ("foreach", "fused"):
+        if options[name] is not None and not isinstance(options[name], bool):
+            raise _refusal(name, options[name], "True, False or None")
+        if options[name] and options["differentiable"]:
+            raise _refusal(name, True, "False or None with differentiable=True")
+    if options["fused"] and options["foreach"]:
+        raise _refusal("fused", True, "False or None with foreach=True")
+    if options["stochastic_rounding"] and options["differentiable"]:
+        raise _refusal("stochastic_rounding", True, "False with differentiable=True")
     for name in ("momentum_dtype", "fim_dtype"):
         if options[name] is not None and options[name] not in _STATE_DTYPES:
             raise _refusal(name, options[name], "None or one of " + ", ".join(map(str, _STATE_DTYPES)))

@@ -267,17 +267,6 @@ def test_without_differentiable_nothing_is_recorded() -> None:
     assert opt.state[p]["momentum"].grad_fn is None
 
 
-def test_the_default_path_on_the_host_is_the_single_tensor_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("multi-tensor")
-
-    monkeypatch.setattr("fadam.functional._multi_tensor_fadam", never)
-    params = leaves([torch.ones(3)])
-    run(FAdam(params), params, lambda t: [torch.ones(3)], 1)
-    with pytest.raises(AssertionError, match="multi-tensor"):
-        run(FAdam(params, foreach=True), params, lambda t: [torch.ones(3)], 1)
-
-
 @pytest.mark.parametrize("path", ["single", "foreach"])
 def test_compiled_step(path: str) -> None:
     """Traced once, without a host number for t in the graph: steps 2, 3, ... are the same graph."""

@@ -1,0 +1,273 @@
+"""The multi-tensor implementation: the lines of Algorithm 1 on lists, with torch's own multi-tensor kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fadam.metric import (
+    Undo,
+    bias_correction,
+    count,
+    fim_weights,
+    norm_dtype,
+    stochastic_bfloat16,
+    working_dtype,
+)
+
+Norms = list[Tensor] | None
+
+
+class ForeachBackend:
+    """A backend (see `fadam.backend.Backend`) for every option and device.
+
+    Between the phases it holds about three copies of the tensors.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        momentums: Sequence[Tensor],
+        fims: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        *,
+        numels: Sequence[int] | None = None,
+        offsets: Sequence[int] | None = None,
+        found_inf: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        numels = [p.numel() for p in params] if numels is None else numels
+        offsets = [0] * len(params) if offsets is None else offsets
+        self._undo = Undo(found_inf, params, momentums, fims)
+        lists: tuple[Sequence[Any], ...] = params, grads, momentums, fims, steps, numels, offsets
+        self._parts = [
+            _Part(index, *([x[i] for i in index] for x in lists), **options)
+            for index in _alike(params, grads, momentums, fims)
+        ]
+        self._size = len(params)
+
+    def run(self) -> None:
+        for part in self._parts:
+            part.apply(*part.metric(part.gradient_norms()))
+        self._undo()
+
+    def gradient_sums(self) -> Tensor:
+        return self._stack([part.gradient_norms() for part in self._parts])
+
+    def metric_sums(self, gradient_sums: Tensor) -> Tensor:
+        sizes = gradient_sums.sqrt().unbind()
+        norms = [part.metric([sizes[i] for i in part.index]) for part in self._parts]
+        return torch.stack([self._stack([n for n, _ in norms]), self._stack([w for _, w in norms])])
+
+    def apply(self, metric_sums: Tensor) -> None:
+        ns, ws = (row.unbind() for row in metric_sums.sqrt().unbind())
+        for part in self._parts:
+            part.apply([ns[i] for i in part.index], [ws[i] for i in part.index])
+        self._undo()
+
+    def _stack(self, norms: list[Norms]) -> Tensor:
+        """The parts' norms squared, in the order of the tensors; 0 where a part has none."""
+        device = self._parts[0].params[0].device
+        entries = [torch.zeros((), dtype=norm_dtype(device), device=device)] * self._size
+        for part, values in zip(self._parts, norms, strict=True):
+            for i, value in zip(part.index, values or (), strict=values is not None):
+                entries[i] = value
+        return torch.stack(entries).square()
+
+
+class _Part:
+    """Tensors whose dtypes agree, as the multi-tensor kernels want them. Sums are kept as norms, their roots."""
+
+    def __init__(
+        self,
+        index: list[int],
+        params: list[Tensor],
+        grads: list[Tensor],
+        momentums: list[Tensor],
+        fims: list[Tensor],
+        steps: list[Tensor],
+        numels: list[int],
+        offsets: list[int],
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        eps2: float,
+        clip: float | None,
+        rho: float,
+        weight_decay: float,
+        eps_mode: str,
+        momentum: str,
+        decay: str,
+        correct_momentum: bool,
+        maximize: bool,
+        capturable: bool,
+        stochastic_rounding: bool = False,
+        grad_scale: Tensor | None = None,
+    ) -> None:
+        self.index, self.params, self.momentums, self.fims, self.offsets = index, params, momentums, fims, offsets
+        self.lr, self.beta1, self.beta2, self.eps, self.eps2, self.clip = lr, beta1, beta2, eps, eps2, clip
+        self.rho, self.weight_decay, self.eps_mode = rho, weight_decay, eps_mode
+        self.natural_momentum, self.natural_decay = momentum == "natural", decay == "natural"
+        self.stochastic = stochastic_rounding and params[0].dtype == torch.bfloat16
+        self.roots = [math.sqrt(numel) for numel in numels]
+        self.dtype = working_dtype(params[0], grads[0], momentums[0], fims[0])
+        self.ts = [count(step, capturable) for step in steps]
+        corrections: list[Any] = [bias_correction(beta1, t) for t in self.ts] if correct_momentum else []
+        self.corrections = corrections
+
+        gs = _cast(grads, self.dtype)
+        if grad_scale is not None:
+            gs = list(torch._foreach_div(gs, grad_scale.to(self.dtype)))
+        if maximize:
+            gs = list(torch._foreach_neg(gs))
+        self.gs = gs
+
+    def gradient_norms(self) -> Norms:
+        return None if self.eps_mode == "fixed" else _norms(self.gs)
+
+    def metric(self, gradient_norms: Norms) -> tuple[Norms, Norms]:
+        """Write f_t and return the norms of n_t and w_t before the clip, or None where they are not needed."""
+        limit = torch.finfo(self.dtype).max
+
+        # f_t; in place where the state is in the working dtype.
+        fs = _cast(self.fims, self.dtype)
+        weights = [fim_weights(self.beta2, t) for t in self.ts]
+        decays: list[Any] = [weight for weight, _ in weights]  # host numbers or 0-d tensors, as the steps
+        torch._foreach_mul_(fs, decays)
+        _addcmul_(fs, self.gs, self.gs, [gain for _, gain in weights])
+        torch._foreach_clamp_max_(fs, limit)
+        _store(self.fims, fs)
+
+        # d_t; infinite where it would be 0, so that nothing moves there.
+        ds = list(torch._foreach_sqrt(fs) if self.rho == 0.5 else torch._foreach_pow(fs, self.rho))
+        del fs
+        if self.eps_mode == "fixed":
+            torch._foreach_add_(ds, self.eps ** (2 * self.rho))
+        else:
+            assert gradient_norms is not None
+            terms = self._rms(gradient_norms)
+            if self.eps_mode == "adaptive":
+                torch._foreach_mul_(terms, self.eps2)
+                torch._foreach_clamp_max_(terms, self.eps)
+            else:
+                torch._foreach_clamp_max_(terms, 1.0)
+                torch._foreach_mul_(terms, self.eps)
+            torch._foreach_add_(ds, list(torch._foreach_pow(terms, 2 * self.rho)))
+        for d in ds:
+            d.masked_fill_(d == 0, math.inf)
+
+        if self.natural_momentum:
+            self.ns = list(torch._foreach_div(self.gs, ds))
+        else:
+            ms = self._averaged(self.gs)
+            self.ns = _natural(list(torch._foreach_div(ms, self.corrections)) if self.corrections else ms, ds, limit)
+        if self.weight_decay != 0:
+            self.ws = _cast(self.params, self.dtype)
+            if self.natural_decay:
+                self.ws = _natural(self.ws, ds, limit)
+        if self.clip is None:
+            return None, None
+        clips_decay = self.weight_decay != 0 and self.natural_decay
+        return _norms(self.ns), _norms(self.ws) if clips_decay else None
+
+    def apply(self, n_norms: Norms, w_norms: Norms) -> None:
+        """Write m_t and theta_t."""
+        self._clip_(self.ns, n_norms)
+        if self.natural_momentum:
+            updates = self._averaged(self.ns)
+            del self.ns
+            if self.corrections:
+                updates = list(torch._foreach_div(updates, self.corrections))
+        else:
+            updates = self.ns
+            # NaN where g is infinite, which `_natural` has made a finite number.
+            torch._foreach_add_(updates, torch._foreach_sub(self.gs, self.gs))
+        del self.gs
+
+        if self.weight_decay != 0:
+            if self.natural_decay:
+                self._clip_(self.ws, w_norms)
+            updates = list(torch._foreach_add(updates, self.ws, alpha=self.weight_decay))
+            del self.ws
+
+        thetas = _cast(self.params, self.dtype) if self.stochastic else self.params
+        if isinstance(self.lr, Tensor):
+            rate = self.lr.to(device=thetas[0].device, dtype=self.dtype, non_blocking=True)
+            updates = list(torch._foreach_mul(updates, rate))
+            step = -1.0
+        else:
+            step = -self.lr
+        if self.stochastic:
+            values = torch._foreach_add(thetas, updates, alpha=step)
+            for param, value, t, i, offset in zip(self.params, values, self.ts, self.index, self.offsets, strict=True):
+                param.copy_(stochastic_bfloat16(value, t, i, offset))
+        else:
+            torch._foreach_add_(thetas, updates, alpha=step)  # inductor drops the alpha of _foreach_sub_
+
+    def _averaged(self, xs: list[Tensor]) -> list[Tensor]:
+        """Write beta1 m_{t-1} + (1 - beta1) x into the momentum and return it in the working dtype, not to be
+        changed."""
+        ms = _cast(self.momentums, self.dtype)
+        torch._foreach_mul_(ms, self.beta1)
+        torch._foreach_add_(ms, xs, alpha=1 - self.beta1)
+        _store(self.momentums, ms)
+        return ms
+
+    def _rms(self, norms: list[Tensor]) -> list[Tensor]:
+        return list(torch._foreach_div(norms, self.roots))
+
+    def _clip_(self, xs: list[Tensor], norms: Norms) -> None:
+        """x / max(1, RMS(x) / clip), in place."""
+        if self.clip is not None:
+            assert norms is not None
+            divisors = self._rms(norms)
+            torch._foreach_div_(divisors, self.clip)
+            torch._foreach_clamp_min_(divisors, 1.0)
+            torch._foreach_div_(xs, divisors)
+
+
+def _alike(*lists: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of the tensors that share a device and all dtypes."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, tensors in enumerate(zip(*lists, strict=True)):
+        groups.setdefault((tensors[0].device, *(x.dtype for x in tensors)), []).append(i)
+    return list(groups.values())
+
+
+def _cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [x.to(dtype) for x in tensors]
+
+
+def _store(targets: list[Tensor], values: list[Tensor]) -> None:
+    if targets[0].dtype != values[0].dtype:  # else the values are the targets, changed in place
+        limit = torch.finfo(targets[0].dtype).max
+        values = list(torch._foreach_clamp_min(torch._foreach_clamp_max(values, limit), -limit))
+        torch._foreach_copy_(targets, values)
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Root of the sum of squares of each tensor, 0-d tensors."""
+    dtype = torch.promote_types(tensors[0].dtype, norm_dtype(tensors[0].device))
+    return list(torch._foreach_norm(tensors, 2, dtype=dtype))
+
+
+def _addcmul_(targets: list[Tensor], a: list[Tensor], b: list[Tensor], values: list[Any]) -> None:
+    if isinstance(values[0], Tensor):
+        torch._foreach_addcmul_(targets, torch._foreach_mul(a, values), b)
+    else:
+        torch._foreach_addcmul_(targets, a, b, values)
+
+
+def _natural(xs: list[Tensor], ds: list[Tensor], limit: float) -> list[Tensor]:
+    """x / d, kept finite as in `fadam.metric.natural`: new tensors."""
+    xs = list(torch._foreach_div(xs, ds))
+    torch._foreach_clamp_max_(xs, limit)
+    torch._foreach_clamp_min_(xs, -limit)
+    return xs

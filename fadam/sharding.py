@@ -1,0 +1,215 @@
+"""Sharded parameters (DTensor): one step of all of them with two collectives a device mesh.
+
+Each process steps its own shards with the backend it would take for plain tensors. In between, the sums over whole
+tensors are the sums over the mesh of what each process has seen: one all-reduce of the stacked sums of g^2 of all
+tensors of all parameter groups, and one of those of n^2 and w^2. Parameters on different meshes (fully_shard on a
+(data, tensor) mesh leaves what is not tensor-parallel on its data dimension alone) take two collectives a mesh.
+
+All processes of a mesh must step the same sharded parameters: a gradient that is None on one process and not on
+another would leave the others waiting.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from fadam.backend import Backend, choose
+from fadam.foreach import ForeachBackend
+from fadam.functional import amp_tensors, take_back, written
+
+
+class Share(NamedTuple):
+    """What this process has to do for the sharded tensors of one parameter group and one mesh."""
+
+    mesh: DeviceMesh
+    backend: Backend
+    counted: tuple[bool, ...]  # of each tensor, whether this process's sums count; of replicas, one's do
+    tensors: list[list[Tensor]]  # params, grads, momentums, fims: the local shards
+    steps: list[Tensor]
+    found_inf: Tensor | None
+
+
+@torch.no_grad()
+def prepare(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentums: Sequence[Tensor],
+    fims: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    foreach: bool | None,
+    fused: bool | None,
+    differentiable: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    **options: Any,
+) -> list[Share]:
+    """Count the steps of non-empty DTensor parameters up and return this process's share of the work for `finish`.
+
+    The gradient may be placed otherwise than its parameter; it is redistributed then, with a collective of its own.
+
+    Raises:
+        ValueError: for a parameter with a Partial placement, a gradient or state that is not a DTensor on its mesh,
+            and for `differentiable`.
+    """
+    if differentiable:
+        raise ValueError("FAdam: differentiable=True is not available for sharded parameters (DTensor)")
+    by_mesh: dict[tuple[DeviceMesh, torch.device], list[int]] = {}
+    for i, p in enumerate(params):
+        assert isinstance(p, DTensor)
+        if p.device_mesh.get_coordinate() is not None:  # else this process holds nothing of it
+            by_mesh.setdefault((p.device_mesh, p.device), []).append(i)
+
+    shares = []
+    for (mesh, device), index in by_mesh.items():
+        rows, counted = [], []
+        for i in index:
+            p = params[i]
+            assert isinstance(p, DTensor)
+            coordinate = mesh.get_coordinate()
+            assert coordinate is not None
+            row = [_local(x) for x in (p, _placed(grads[i], p), _checked(momentums[i], p), _checked(fims[i], p))]
+            if row[0].numel() == 0:
+                # So that every process has the same list, one element that counts for nothing is stepped instead.
+                row = [x.new_ones(1) for x in row]
+                counted.append(False)
+            else:
+                replicated = [placement.is_replicate() for placement in p.placements]
+                counted.append(not any(c > 0 for c, r in zip(coordinate, replicated, strict=True) if r))
+            rows.append(row)
+        tensors = [list(column) for column in zip(*rows, strict=True)]
+        counts = [steps[i] for i in index]
+        make: Callable[..., Backend] = choose(
+            tensors[0], tensors[1], tensors[2], tensors[3],
+            foreach=foreach, fused=fused, differentiable=False, options=options,
+        ) or ForeachBackend  # fmt: skip
+        amp = amp_tensors(device, counts, grad_scale, found_inf)
+        torch._foreach_add_(counts, 1)
+        more: dict[str, Any] = {
+            **options,
+            **amp,
+            "numels": [params[i].numel() for i in index],
+            "offsets": [_offset(params[i]) for i in index] if options["stochastic_rounding"] else None,
+        }
+        backend = make(*tensors, counts, **more)
+        shares.append(Share(mesh, backend, tuple(counted), tensors, counts, amp["found_inf"]))
+    return shares
+
+
+@torch.no_grad()
+def finish(shares: Sequence[Share]) -> None:
+    """Take the step that `prepare` has prepared, all shares of one mesh together."""
+    by_mesh: dict[DeviceMesh, list[Share]] = {}
+    for share in shares:
+        by_mesh.setdefault(share.mesh, []).append(share)
+    for mesh, together in by_mesh.items():
+        sums = _over_mesh(mesh, together, [share.backend.gradient_sums()[None] for share in together])
+        sums = _over_mesh(mesh, together, [s.backend.metric_sums(x[0]) for s, x in zip(together, sums, strict=True)])
+        for share, x in zip(together, sums, strict=True):
+            share.backend.apply(x)
+            if not isinstance(share.backend, ForeachBackend):
+                written(*share.tensors)
+            take_back(share.steps, share.found_inf)
+
+
+def _over_mesh(mesh: DeviceMesh, shares: Sequence[Share], sums: Sequence[Tensor]) -> list[Tensor]:
+    """Sums (rows, N) of the shares, added up over the mesh by one collective."""
+    if mesh.size() == 1:
+        return list(sums)
+    own = [_counted(x, share.counted).to(mesh.device_type) for share, x in zip(shares, sums, strict=True)]
+    total = torch.cat([x.flatten() for x in own])
+    dist.all_reduce(total, group=_spanning_group(mesh))
+    parts = torch.split(total, [x.numel() for x in own])
+    return [part.view_as(x).to(x.device) for part, x in zip(parts, sums, strict=True)]
+
+
+def _counted(sums: Tensor, counted: tuple[bool, ...]) -> Tensor:
+    if all(counted):
+        return sums
+    if not any(counted):
+        return torch.zeros_like(sums)
+    return torch.where(_mask(counted, sums.device), sums, 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _mask(flags: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Kept, because bringing it to a device makes the host wait."""
+    return torch.tensor(flags, device=device)
+
+
+def _spanning_group(mesh: DeviceMesh) -> dist.ProcessGroup:
+    """The processes of the whole mesh."""
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    world = dist.group.WORLD
+    assert world is not None  # or there were no mesh
+    if mesh.size() == world.size():
+        return world
+    return _new_group(tuple(mesh.mesh.flatten().tolist()), world)
+
+
+@functools.lru_cache(maxsize=64)
+def _new_group(ranks: tuple[int, ...], world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A group that only its members need to make, kept as long as `world`, the process group it is part of."""
+    group = dist.new_group(list(ranks), use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup)  # for a member
+    return group
+
+
+def _local(x: Tensor) -> Tensor:
+    assert isinstance(x, DTensor)
+    local = x.to_local()
+    if hasattr(local, "wait"):  # an AsyncCollectiveTensor, whose collective may be under way
+        local = local.wait()
+    return local
+
+
+def _placed(grad: Tensor, param: DTensor) -> Tensor:
+    """The gradient, placed as its parameter is."""
+    for placement in param.placements:
+        if placement.is_partial():
+            raise ValueError(
+                f"FAdam: a parameter with placements {tuple(param.placements)} cannot be stepped: a Partial tensor is "
+                "a sum that has not been taken; redistribute it to Shard or Replicate"
+            )
+    if not isinstance(grad, DTensor) or grad.device_mesh != param.device_mesh:
+        raise ValueError("FAdam: the gradient of a sharded parameter must be a DTensor on the parameter's mesh")
+    if grad.placements != param.placements:
+        return grad.redistribute(placements=param.placements)
+    return grad
+
+
+def _checked(state: Tensor, param: DTensor) -> Tensor:
+    if not isinstance(state, DTensor) or state.device_mesh != param.device_mesh or state.placements != param.placements:
+        raise ValueError(
+            "FAdam: the state of a sharded parameter must be a DTensor placed as the parameter is; load it with "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+        )
+    return state
+
+
+def _offset(param: Tensor) -> int:
+    """A number of the local shard's first element such that no two shards have a number in common, but replicas
+    all. Sharded along the first axis only, it is the element's place in the logical tensor."""
+    assert isinstance(param, DTensor)
+    mesh, coordinate = param.device_mesh, param.device_mesh.get_coordinate()
+    assert coordinate is not None
+    sharded = [d for d, placement in enumerate(param.placements) if not placement.is_replicate()]
+    if not sharded:
+        return 0
+    if len(sharded) == 1 and param.placements[sharded[0]] == Shard(0):
+        rows = math.ceil(param.shape[0] / mesh.size(sharded[0]))
+        return min(rows * coordinate[sharded[0]], param.shape[0]) * math.prod(param.shape[1:])
+    number = 0
+    for d in sharded:
+        number = number * mesh.size(d) + coordinate[d]
+    return number * param.numel()
