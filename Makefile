@@ -83,7 +83,10 @@ tables: $(READY) ## make tables, figures and the README's table from the publish
 	@$(PY) -m experiments.analysis.pictures vqvae
 	@$(PY) -m experiments.analysis.summary
 
-.PHONY: bench-llm
+.PHONY: bench bench-llm
+bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (6 minutes, idle machine)
+	@$(PY) -m scripts.bench_step
+
 bench-llm: $(READY) ## tokens per second of our training run against a bare PyTorch loop
 	@$(PY) -m scripts.bench_llm
 
