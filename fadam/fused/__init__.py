@@ -1,0 +1,1 @@
+"""FAdam in compiled code, one module a device: `cpu` in C++, `cuda` in Triton. Imported on first use."""

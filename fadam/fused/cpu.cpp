@@ -1,0 +1,610 @@
+// One step of FAdam (arXiv:2405.12807, Algorithm 1) on host memory, behind a plain C interface.
+//
+// A tensor is passed over twice. The first pass reads g, f and theta and adds up squares; the second reads all
+// four arrays and writes f, m and theta. Both compute f_t, sqrt and quotient anew, because that is cheaper than to
+// store them, and because nothing has been written when eps_t turns out to be another than the first pass took for
+// granted: the pass is then repeated. That makes 40 bytes a float32 parameter, 28 where a tensor fits the cache.
+//
+// Sums are taken over chunks of fixed size and added in the order of the chunks, so that neither the number of
+// threads nor their timing changes a bit of the result.
+
+#include <algorithm>
+#include <atomic>
+#include <cfloat>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kChunk = 16384;      // elements of one partial sum; their g, f and theta fit a core's L2
+constexpr int64_t kBlock = 1024;       // elements that are converted at a time, where they must be
+constexpr int64_t kAlone = 4 * kChunk; // up to this size a tensor is one thread's work
+constexpr double kPlain = 1e-30;       // above it no reciprocal or factor leaves float32's normal range
+
+enum Type : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+enum Phase : int32_t { kGradient = 1, kMetric = 2, kApply = 4, kRun = 7 };
+enum EpsMode : int32_t { kAdaptive, kScaled, kFixed };
+
+} // namespace
+
+extern "C" {
+
+// N tensors. Addresses are unsigned integers, as Python has them. cpu.py declares the same.
+struct FAdamCall {
+  int64_t size; // N
+  const uint64_t *params, *grads, *momentums, *fims, *steps; // N addresses each; a step is one float32
+  const uint8_t *types;                                      // N x 4: of the first four
+  const int64_t *numels;                                     // elements that are here
+  const int64_t *logical;                                    // elements that an RMS is over, or null: the same
+  const int64_t *offsets;                                    // number of the first element here, or null: 0
+  double *gradient_sums;                                     // N
+  double *metric_sums;                                       // 2 x N
+  double lr, beta1, beta2, eps, eps2, clip, rho, weight_decay, grad_scale; // clip 0: none; grad_scale 0: none
+  int32_t eps_mode, maximize, stochastic_rounding, threads;
+};
+
+// What is needed of the OpenMP runtime that the process has already, or nulls.
+struct FAdamThreads {
+  void (*parallel)(void (*)(void *), void *, unsigned, unsigned); // GOMP_parallel
+  int (*number)();                                                // omp_get_thread_num
+  int (*count)();                                                 // omp_get_num_threads
+};
+}
+
+namespace {
+
+// ---- number formats ------------------------------------------------------------------------------------------------
+
+inline uint32_t bits(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+
+inline float from_bits(uint32_t u) {
+  float x;
+  std::memcpy(&x, &u, 4);
+  return x;
+}
+
+inline float from_bfloat16(uint16_t h) { return from_bits(uint32_t(h) << 16); }
+
+inline uint16_t to_bfloat16(float x) {
+  const uint32_t u = bits(x);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return uint16_t(x != x ? 0x7fc0u : rounded);
+}
+
+// `noise` is uniform on 0 ... 65535; infinities and NaN stay what they are.
+inline uint16_t to_bfloat16(float x, uint32_t noise) {
+  const uint32_t u = bits(x);
+  const bool finite = (u & 0x7f800000u) != 0x7f800000u;
+  return finite ? uint16_t((u + noise) >> 16) : to_bfloat16(x);
+}
+
+inline float from_float16(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000u) << 16, rest = h & 0x7fffu;
+  const uint32_t normal = (rest << 13) + (112u << 23) + (rest >= 0x7c00u ? 112u << 23 : 0u);
+  const uint32_t subnormal = bits(from_bits((rest << 13) + (113u << 23)) - from_bits(113u << 23));
+  return from_bits(sign | (rest < 0x400u ? subnormal : normal));
+}
+
+inline uint16_t to_float16(float x) {
+  const uint32_t u = bits(x), sign = (u >> 16) & 0x8000u, rest = u & 0x7fffffffu;
+  const uint32_t normal = (rest - (112u << 23) + 0xfffu + ((rest >> 13) & 1u)) >> 13;
+  const uint32_t subnormal = bits(from_bits(rest) + from_bits(126u << 23)) - (126u << 23);
+  const uint32_t large = rest > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  return uint16_t(sign | (rest >= 0x47800000u ? large : rest < 0x38800000u ? subnormal : normal));
+}
+
+inline double largest(uint8_t type) {
+  switch (type) {
+  case kFloat32: return FLT_MAX;
+  case kBFloat16: return 3.3895313892515355e38;
+  case kFloat16: return 65504.0;
+  default: return DBL_MAX;
+  }
+}
+
+template <class T> constexpr uint8_t type_of() { return sizeof(T) == 4 ? kFloat32 : kFloat64; }
+
+// A block as numbers of type T: in place where they are of that type, otherwise in `buffer`.
+template <class T> T *load(uint64_t address, uint8_t type, int64_t first, int64_t n, T *buffer) {
+  switch (type) {
+  case kFloat32: {
+    auto *x = reinterpret_cast<float *>(address) + first;
+    if (type == type_of<T>()) return reinterpret_cast<T *>(x);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) buffer[i] = T(x[i]);
+    return buffer;
+  }
+  case kFloat64: {
+    auto *x = reinterpret_cast<double *>(address) + first;
+    if (type == type_of<T>()) return reinterpret_cast<T *>(x);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) buffer[i] = T(x[i]);
+    return buffer;
+  }
+  case kBFloat16: {
+    auto *x = reinterpret_cast<const uint16_t *>(address) + first;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) buffer[i] = T(from_bfloat16(x[i]));
+    return buffer;
+  }
+  default: {
+    auto *x = reinterpret_cast<const uint16_t *>(address) + first;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) buffer[i] = T(from_float16(x[i]));
+    return buffer;
+  }
+  }
+}
+
+// The way back; `bounded`: what is too large becomes the type's largest number, as in metric.store.
+template <class T>
+void store(uint64_t address, uint8_t type, int64_t first, int64_t n, T *values, bool bounded) {
+  if (type == type_of<T>()) return; // load gave the place itself
+  if (bounded && largest(type) < std::numeric_limits<T>::max()) {
+    const T limit = T(largest(type));
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const T x = values[i] > limit ? limit : values[i];
+      values[i] = x < -limit ? -limit : x;
+    }
+  }
+  if (type == kFloat32) {
+    auto *x = reinterpret_cast<float *>(address) + first;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] = float(values[i]);
+  } else if (type == kFloat64) {
+    auto *x = reinterpret_cast<double *>(address) + first;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] = double(values[i]);
+  } else if (type == kBFloat16) {
+    auto *x = reinterpret_cast<uint16_t *>(address) + first;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] = to_bfloat16(float(values[i]));
+  } else {
+    auto *x = reinterpret_cast<uint16_t *>(address) + first;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] = to_float16(float(values[i]));
+  }
+}
+
+inline uint64_t mix(uint64_t x) { // splitmix64
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+inline uint32_t mix(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = (x ^ (x >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+// Elements `number` ... of a tensor whose `seed` stands for it and for the step.
+template <class T>
+void store_stochastically(uint64_t address, int64_t first, int64_t n, const T *values, uint64_t seed, uint64_t number) {
+  auto *x = reinterpret_cast<uint16_t *>(address) + first;
+  for (int64_t i = 0; i < n;) {
+    // The upper half of an element's number is the same for a whole run of them.
+    const uint64_t key = mix(seed ^ mix((number + i) >> 32));
+    const uint32_t low = uint32_t(number + i), a = uint32_t(key), b = uint32_t(key >> 32);
+    const int64_t run = std::min<int64_t>(n - i, int64_t(0x100000000u - low));
+#pragma omp simd
+    for (int64_t k = 0; k < run; ++k)
+      x[i + k] = to_bfloat16(float(values[i + k]), mix(mix(low + uint32_t(k) + a) ^ b) >> 16);
+    i += run;
+  }
+}
+
+// ---- the arithmetic of Algorithm 1 on a block ------------------------------------------------------------------------
+
+// How d = f^rho + e is inverted. Reciprocal: rho = 1/2 and an e so far from 0 that 1/d needs no care.
+enum Way { kReciprocal, kRoot, kPower };
+
+template <class T> struct Metric {
+  T decay, gain; // beta2_t, 1 - beta2_t
+  T e;           // eps_t^(2 rho)
+  T rho;
+};
+
+template <class T> inline T fim(const Metric<T> &c, T f, T g) {
+  const T x = f * c.decay + (c.gain * g) * g;
+  const T limit = std::numeric_limits<T>::max();
+  return x > limit ? limit : x; // NaN stays
+}
+
+template <Way way, class T> inline T metric(const Metric<T> &c, T f) {
+  if (way == kPower) return (c.rho == 1 ? f : std::pow(f, c.rho)) + c.e;
+  return std::sqrt(f) + c.e;
+}
+
+template <class T> inline T bounded(T x) {
+  const T limit = std::numeric_limits<T>::max();
+  const T y = x > limit ? limit : x;
+  return y < -limit ? -limit : y;
+}
+
+template <class T> double squares(const T *g, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += double(g[i]) * double(g[i]);
+  return sum;
+}
+
+struct Sums {
+  double g = 0, n = 0, w = 0;
+};
+
+template <Way way, bool decays, class T>
+void add_squares(const Metric<T> &c, const T *g, const T *f, const T *p, int64_t size, Sums &sums) {
+  double sum_g = 0, sum_n = 0, sum_w = 0;
+#pragma omp simd reduction(+ : sum_g, sum_n, sum_w)
+  for (int64_t i = 0; i < size; ++i) {
+    const T d = metric<way>(c, fim(c, f[i], g[i]));
+    T n, w = 0;
+    if (way == kReciprocal) {
+      const T r = 1 / d;
+      n = g[i] * r;
+      if (decays) w = p[i] * r; // an overflow shows in the sum
+    } else {
+      n = d == 0 ? T(0) : g[i] / d;
+      if (decays) w = d == 0 ? T(0) : bounded(p[i] / d);
+    }
+    sum_g += double(g[i]) * double(g[i]);
+    sum_n += double(n) * double(n);
+    if (decays) sum_w += double(w) * double(w);
+  }
+  sums.g += sum_g, sums.n += sum_n, sums.w += sum_w;
+}
+
+template <class T> struct Update {
+  T lr, beta1;
+  T n, w;                       // Reciprocal: the factors of n and w, all in one
+  T gain, decay;                // else: 1 - beta1 with the sign of the gradient, weight decay,
+  T divisor_n = 1, divisor_w = 1; // and the divisors of the clip
+};
+
+template <Way way, bool decays, class T>
+void update(const Metric<T> &c, const Update<T> &u, const T *g, T *f, T *m, T *p, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    const T fi = fim(c, f[i], g[i]), d = metric<way>(c, fi);
+    T mi, step;
+    if (way == kReciprocal) {
+      const T r = 1 / d;
+      mi = step = m[i] * u.beta1 + (g[i] * r) * u.n;
+      if (decays) step += (p[i] * r) * u.w;
+    } else {
+      const T n = d == 0 ? T(0) : g[i] / d;
+      mi = step = m[i] * u.beta1 + (n / u.divisor_n) * u.gain;
+      if (decays) step += (d == 0 ? T(0) : bounded(p[i] / d) / u.divisor_w) * u.decay;
+    }
+    f[i] = fi;
+    m[i] = mi;
+    p[i] -= u.lr * step;
+  }
+}
+
+// ---- a tensor --------------------------------------------------------------------------------------------------------
+
+class Barrier {
+public:
+  void wait(int threads) {
+    if (threads == 1) return;
+    const unsigned round = round_.load();
+    if (arrived_.fetch_add(1) + 1 == threads) {
+      arrived_.store(0);
+      round_.store(round + 1);
+      return;
+    }
+    for (int spins = 0; round_.load() == round; ++spins)
+      if (spins > 4000) std::this_thread::yield();
+  }
+
+private:
+  std::atomic<int> arrived_{0};
+  std::atomic<unsigned> round_{0};
+};
+
+// Some threads that walk through a tensor together; one of them may be all.
+struct Team {
+  int rank, size;
+  Barrier *barrier;
+  void wait() const {
+    if (size > 1) barrier->wait(size);
+  }
+};
+
+inline double divisor(double sum, double count, double clip) {
+  const double ratio = std::sqrt(sum / count) / clip;
+  return ratio <= 1 ? 1.0 : ratio; // NaN stays
+}
+
+class Tensor {
+public:
+  Tensor(const FAdamCall &call, int64_t i)
+      : call_(call), p_(call.params[i]), g_(call.grads[i]), m_(call.momentums[i]), f_(call.fims[i]),
+        types_(call.types + 4 * i), index_(i), size_(call.numels[i]), chunks_((size_ + kChunk - 1) / kChunk),
+        count_(call.logical ? double(call.logical[i]) : double(size_)), t_(*reinterpret_cast<float *>(call.steps[i])) {}
+
+  int64_t chunks() const { return chunks_; }
+  bool wide() const { return std::any_of(types_, types_ + 4, [](uint8_t type) { return type == kFloat64; }); }
+
+  // `partials`: one for each chunk, shared by the team.
+  template <class T> void step(int32_t phases, const Team &team, Sums *partials) const {
+    // Where an RMS would be multiplied by 0 or not be used, nothing is added up.
+    const bool needs_g = call_.eps_mode != kFixed && call_.eps > 0;
+    const bool clips = call_.clip > 0, decays = call_.weight_decay != 0;
+
+    Sums sums;
+    double e = epsilon_term(0);
+    bool granted = false;
+    if (phases == kRun && needs_g && clips && probably_large<T>()) {
+      e = std::pow(call_.eps, 2 * call_.rho);
+      granted = true;
+    } else if (needs_g && (phases & kGradient)) {
+      each<T>(team, [&](int64_t chunk, Buffers<T> &b) { partials[chunk].g = gradient_squares<T>(chunk, b); });
+      sums.g = reduce(team, partials).g;
+      e = epsilon_term(sums.g);
+    }
+    if (phases == kGradient) {
+      if (team.rank == 0) call_.gradient_sums[index_] = sums.g;
+      return;
+    }
+    if (!(phases & kGradient)) e = epsilon_term(call_.gradient_sums[index_]);
+
+    if ((phases & kMetric) && clips) {
+      sums = metric_sums<T>(team, partials, e, decays);
+      if (granted && epsilon_term(sums.g) != e) {
+        e = epsilon_term(sums.g);
+        sums = metric_sums<T>(team, partials, e, decays);
+      }
+    }
+    if (phases == kMetric) {
+      if (team.rank == 0) call_.metric_sums[index_] = sums.n, call_.metric_sums[call_.size + index_] = sums.w;
+      return;
+    }
+    if (!(phases & kMetric)) sums.n = call_.metric_sums[index_], sums.w = call_.metric_sums[call_.size + index_];
+    apply<T>(team, sums, e, clips, decays);
+  }
+
+private:
+  template <class T> struct Buffers {
+    alignas(64) T g[kBlock], f[kBlock], p[kBlock], m[kBlock];
+  };
+
+  // The chunks of this thread; with several passes every other one goes backwards, to find in the cache what the one
+  // before has read last.
+  template <class T, class Function> void each(const Team &team, const Function &function, bool backwards = false) const {
+    Buffers<T> buffers;
+    const int64_t first = chunks_ * team.rank / team.size, last = chunks_ * (team.rank + 1) / team.size;
+    for (int64_t k = first; k < last; ++k) function(backwards ? last - 1 - (k - first) : k, buffers);
+  }
+
+  // Calls function(first element, elements) for the blocks of a chunk, which is one block where nothing is converted.
+  template <class T, class Function> void blocks(int64_t chunk, const Function &function) const {
+    bool plain = call_.grad_scale == 0;
+    for (int k = 0; k < 4; ++k) plain = plain && types_[k] == type_of<T>();
+    const int64_t last = std::min(size_, (chunk + 1) * kChunk), length = plain ? kChunk : kBlock;
+    for (int64_t i = chunk * kChunk; i < last; i += length) function(i, std::min(length, last - i));
+  }
+
+  template <class T> const T *gradient(int64_t first, int64_t n, T *buffer) const {
+    const T *g = load<T>(g_, types_[1], first, n, buffer);
+    if (call_.grad_scale == 0) return g;
+    const T scale = T(call_.grad_scale);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) buffer[i] = g[i] / scale;
+    return buffer;
+  }
+
+  template <class T> double gradient_squares(int64_t chunk, Buffers<T> &b) const {
+    double sum = 0;
+    blocks<T>(chunk, [&](int64_t i, int64_t n) { sum += squares(gradient(i, n, b.g), n); });
+    return sum;
+  }
+
+  // Every thread adds up all chunks, so that all of them go on with the same numbers.
+  Sums reduce(const Team &team, const Sums *partials) const {
+    team.wait();
+    Sums sums;
+    for (int64_t k = 0; k < chunks_; ++k)
+      sums.g += partials[k].g, sums.n += partials[k].n, sums.w += partials[k].w;
+    team.wait();
+    return sums;
+  }
+
+  // eps_t^(2 rho)
+  double epsilon_term(double sum) const {
+    double eps = call_.eps;
+    const double rms = std::sqrt(sum / count_);
+    if (call_.eps_mode == kAdaptive && !(call_.eps2 * rms >= eps)) eps = call_.eps2 * rms;
+    if (call_.eps_mode == kScaled && !(rms >= 1)) eps *= rms;
+    return call_.rho == 0.5 ? eps : std::pow(eps, 2 * call_.rho);
+  }
+
+  // Whether eps_t will be eps, from a sample; a wrong guess costs time only. A small tensor comes into the cache with
+  // the sum of squares of its gradient, so that nothing is gained by guessing.
+  template <class T> bool probably_large() const {
+    constexpr int64_t places = 16, length = 64;
+    if (chunks_ == 1) return false;
+    alignas(64) T buffer[length];
+    double sum = 0;
+    for (int64_t k = 0; k < places; ++k) {
+      const int64_t first = (size_ - length) / (places - 1) * k;
+      sum += squares(gradient(first, length, buffer), length);
+    }
+    const double rms = std::sqrt(sum / (places * length));
+    return call_.eps_mode == kScaled ? rms >= 1 : call_.eps2 * rms >= call_.eps;
+  }
+
+  template <class T> Metric<T> metric_of(double e) const {
+    // beta2^t as pow gives it in Python, so that all paths have the same weights.
+    const double now = 1 - std::pow(call_.beta2, t_), before = 1 - std::pow(call_.beta2, t_ - 1);
+    return {T(call_.beta2 * before / now), T((1 - call_.beta2) / now), T(e), T(call_.rho)};
+  }
+
+  template <class T> bool reciprocal(double e) const { return sizeof(T) == 4 && call_.rho == 0.5 && e >= kPlain && e <= 1; }
+
+  template <Way way, class T> Sums sum_all(const Team &team, Sums *partials, double e, bool decays) const {
+    const Metric<T> c = metric_of<T>(e);
+    each<T>(team, [&](int64_t chunk, Buffers<T> &b) {
+      Sums sums;
+      blocks<T>(chunk, [&](int64_t i, int64_t n) {
+        const T *g = gradient(i, n, b.g), *f = load<T>(f_, types_[3], i, n, b.f);
+        if (decays)
+          add_squares<way, true>(c, g, f, load<T>(p_, types_[0], i, n, b.p), n, sums);
+        else
+          add_squares<way, false>(c, g, f, f, n, sums);
+      });
+      partials[chunk] = sums;
+    });
+    return reduce(team, partials);
+  }
+
+  template <class T> Sums metric_sums(const Team &team, Sums *partials, double e, bool decays) const {
+    if (reciprocal<T>(e)) {
+      const Sums sums = sum_all<kReciprocal, T>(team, partials, e, decays);
+      if (std::isfinite(sums.n) && std::isfinite(sums.w)) return sums;
+    }
+    if (call_.rho == 0.5) return sum_all<kRoot, T>(team, partials, e, decays);
+    return sum_all<kPower, T>(team, partials, e, decays);
+  }
+
+  template <Way way, class T>
+  void update_all(const Team &team, const Metric<T> &c, const Update<T> &u, bool decays) const {
+    const uint64_t seed = mix(mix(uint64_t(t_)) ^ uint64_t(index_));
+    const uint64_t number = call_.offsets ? uint64_t(call_.offsets[index_]) : 0;
+    const bool stochastic = call_.stochastic_rounding && types_[0] == kBFloat16;
+    const auto one = [&](int64_t chunk, Buffers<T> &b) {
+      blocks<T>(chunk, [&](int64_t i, int64_t n) {
+        const T *g = gradient(i, n, b.g);
+        T *f = load<T>(f_, types_[3], i, n, b.f), *m = load<T>(m_, types_[2], i, n, b.m);
+        T *p = load<T>(p_, types_[0], i, n, b.p);
+        if (decays)
+          update<way, true>(c, u, g, f, m, p, n);
+        else
+          update<way, false>(c, u, g, f, m, p, n);
+        store(f_, types_[3], i, n, f, true);
+        store(m_, types_[2], i, n, m, true);
+        if (stochastic)
+          store_stochastically(p_, i, n, p, seed, number + uint64_t(i));
+        else
+          store(p_, types_[0], i, n, p, false);
+      });
+    };
+    each<T>(team, one, true);
+  }
+
+  template <class T> void apply(const Team &team, const Sums &sums, double e, bool clips, bool decays) const {
+    const double divisor_n = clips ? divisor(sums.n, count_, call_.clip) : 1;
+    const double divisor_w = clips ? divisor(sums.w, count_, call_.clip) : 1;
+    const double gain = call_.maximize ? call_.beta1 - 1 : 1 - call_.beta1;
+    const double n = gain / divisor_n, w = call_.weight_decay / divisor_w;
+    const Metric<T> c = metric_of<T>(e);
+    const Update<T> u = {T(call_.lr),           T(call_.beta1), T(n), T(w), T(gain), T(call_.weight_decay), T(divisor_n),
+                         T(divisor_w)};
+    // Without the sum nothing tells whether theta / d overflows: no |w| is above the root of the sum of all w^2.
+    const bool plain = std::fabs(n) >= kPlain && (!decays || (clips && w >= kPlain && sums.w < 1e76));
+    if (reciprocal<T>(e) && plain)
+      update_all<kReciprocal>(team, c, u, decays);
+    else if (call_.rho == 0.5)
+      update_all<kRoot>(team, c, u, decays);
+    else
+      update_all<kPower>(team, c, u, decays);
+  }
+
+  const FAdamCall &call_;
+  const uint64_t p_, g_, m_, f_;
+  const uint8_t *types_;
+  const int64_t index_, size_, chunks_;
+  const double count_, t_;
+};
+
+// ---- all tensors -----------------------------------------------------------------------------------------------------
+
+class Work {
+public:
+  Work(const FAdamCall &call, int32_t phases) : call_(call), phases_(phases) {
+    int64_t total = 0, partials = 0;
+    for (int64_t i = 0; i < call.size; ++i) {
+      total += call.numels[i];
+      if (call.numels[i] > kAlone) shared_.push_back(i), partials += Tensor(call, i).chunks();
+    }
+    // A thread is worth waking for 32,768 elements.
+    threads_ = int(std::max<int64_t>(1, std::min<int64_t>(call.threads, total / (2 * kChunk))));
+    partials_.reset(new Sums[size_t(partials)]);
+  }
+
+  int threads() const { return threads_; }
+
+  void run(int rank, int threads) {
+    Sums *partials = partials_.get();
+    for (const int64_t i : shared_) {
+      const Tensor tensor(call_, i);
+      step(tensor, {rank, threads, &barrier_}, partials);
+      partials += tensor.chunks();
+    }
+    // Who takes which of the small tensors makes no difference to the result.
+    Sums own[kAlone / kChunk];
+    for (int64_t i = next_++; i < call_.size; i = next_++)
+      if (call_.numels[i] <= kAlone) step(Tensor(call_, i), {0, 1, nullptr}, own);
+  }
+
+private:
+  void step(const Tensor &tensor, const Team &team, Sums *partials) const {
+    if (tensor.wide())
+      tensor.step<double>(phases_, team, partials);
+    else
+      tensor.step<float>(phases_, team, partials);
+  }
+
+  const FAdamCall &call_;
+  const int32_t phases_;
+  std::vector<int64_t> shared_;
+  std::unique_ptr<Sums[]> partials_;
+  Barrier barrier_;
+  std::atomic<int64_t> next_{0};
+  int threads_ = 1;
+};
+
+struct Region {
+  Work &work;
+  const FAdamThreads &runtime;
+};
+
+void enter(void *data) {
+  auto &region = *static_cast<Region *>(data);
+  region.work.run(region.runtime.number(), region.runtime.count());
+}
+
+} // namespace
+
+// 0, or 1 if there was no memory, with nothing changed.
+extern "C" int fadam_cpu(const FAdamCall *call, int32_t phases, const FAdamThreads *runtime) {
+  try {
+    Work work(*call, phases);
+    const int threads = work.threads();
+    if (threads == 1 || !runtime->parallel) {
+      work.run(0, 1);
+    } else {
+      Region region{work, *runtime};
+      runtime->parallel(enter, &region, unsigned(threads), 0);
+    }
+  } catch (const std::exception &) {
+    return 1;
+  }
+  return 0;
+}
