@@ -356,15 +356,22 @@ def _arms(
     return arms
 
 
+def compare_runs(
+    task: str, scale: str, variant: str, metric: Metric, matters: float, arm: Sequence[Record], other: Sequence[Record]
+) -> Comparison:
+    """The runs of one arm against those of another, on the seeds that both have; a primary comparison."""
+    values, opposite = values_by_seed(arm, metric), values_by_seed(other, metric)
+    gain = paired_gain(values, opposite, metric.mode)
+    runs = tuple(r for r in (*arm, *other) if r.seed in gain.gains)
+    names = [next((r.arm for r in side), "") for side in (arm, other)]
+    return Comparison(task, scale, "main", variant, metric, matters, *names, True, gain, decide(gain, matters), runs)
+
+
 def compare(arm: Arm, other: Arm, task: str, matters: float, primary: bool) -> Comparison:
-    """`arm` against `other`, on the seeds that both have."""
-    gain = paired_gain(arm.values, other.values, arm.metric.mode)
+    """One arm of the study against another."""
+    found = compare_runs(task, SCALE, arm.variant, arm.metric, matters, arm.runs, other.runs)
     part = other.part if other.tier != "who" else arm.part
-    runs = tuple(r for r in (*arm.runs, *other.runs) if r.seed in gain.gains)
-    outcome = decide(gain, matters)
-    return Comparison(
-        task, SCALE, part, arm.variant, arm.metric, matters, arm.name, other.name, primary, gain, outcome, runs
-    )
+    return replace(found, part=part, arm=arm.name, opponent=other.name, primary=primary)
 
 
 def interaction(one: Comparison, other: Comparison) -> Comparison:
@@ -537,6 +544,16 @@ def study_task(task: str, records: Iterable[Record], folder: Path = FOLDER, tune
     )
 
 
+def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with Holm's correction over the family of the primary ones among them."""
+    family = [c for c in comparisons if c.primary]
+    flips, students = holm([c.gain.p for c in family]), holm([c.gain.p_t for c in family])
+    ps = iter(zip(flips, students, strict=True))
+    return [
+        replace(c, **dict(zip(("p_holm", "p_t_holm"), next(ps), strict=True))) if c.primary else c for c in comparisons
+    ]
+
+
 def profile(tasks: Iterable[TaskStudy]) -> Profile:
     """The performance profile of the arms of tier 1, over the evaluation runs of all tasks."""
     problems: list[tuple[str, int]] = []
@@ -567,24 +584,13 @@ def study(
         one = crossed.comparison("fadam", OPPONENT, "main")
         other = crossed.comparison("fadam", OPPONENT, "continuous")
         between = interaction(one, other) if one is not None and other is not None else None
-    family = [c for s in found.values() for c in s.comparisons if c.primary]
-    family += [between] if between is not None else []
-    corrected = dict(
-        zip(
-            map(id, family),
-            zip(holm([c.gain.p for c in family]), holm([c.gain.p_t for c in family]), strict=True),
-            strict=True,
-        )
-    )
-
-    def with_holm(comparison: Comparison) -> Comparison:
-        p, p_t = corrected.get(id(comparison), (None, None))
-        return replace(comparison, p_holm=p, p_t_holm=p_t)
-
+    corrected = correct([*(c for s in found.values() for c in s.comparisons), *([between] if between else [])])
+    family = sum(c.primary for c in corrected)
+    by_task = {task: tuple(c for c in corrected if c.task == task and c.metric is not None) for task in found}
     return Study(
         scale=SCALE,
-        tasks={task: replace(s, comparisons=tuple(with_holm(c) for c in s.comparisons)) for task, s in found.items()},
-        interaction=None if between is None else with_holm(between),
+        tasks={task: replace(s, comparisons=by_task[task]) for task, s in found.items()},
+        interaction=next((c for c in corrected if c.metric is None), None),
         profile=profile(found.values()),
-        family=len(family),
+        family=family,
     )
