@@ -19,8 +19,8 @@ from pathlib import Path
 from experiments.analysis.plan import TIERS, Multirun, multiruns, planned
 from experiments.analysis.records import AnalysisError, load_records, one_line_warnings
 from experiments.analysis.tuning import current, settle
+from experiments.core import study
 from experiments.core.errors import UserError
-from experiments.core.study import tuned
 
 ATTEMPTS = 2
 
@@ -56,24 +56,23 @@ def perform(run: Multirun, jobs: int | None, runs: Path, words: Sequence[str]) -
     return left
 
 
-def tier(task: str, name: str, jobs: int | None, runs: Path, words: Sequence[str]) -> list[str]:
-    """All parts of a tier in their order; returns the records that could not be made.
+def tier(task: str, name: str, jobs: int | None, runs: Path, words: Sequence[str], failed: list[str]) -> None:
+    """All parts of a tier in their order; adds the records that could not be made to `failed`.
 
     Raises:
         AnalysisError: two tuning records contradict one another, or a space was widened too often.
         ConfigError: the hyperparameters of an earlier tier are not settled.
     """
-    failed: list[str] = []
     done: set[tuple[str, str, str]] = set()
     while True:
         # Anew each time: a space that was widened has more runs.
         todo = [m for m in multiruns(planned(task, [name])) if (m.part, m.purpose, " ".join(m.words)) not in done]
         if not todo:
-            return failed
+            return
         run = todo[0]
         done.add((run.part, run.purpose, " ".join(run.words)))
         for arm in run.needs:
-            tuned(run.experiment, arm, "optimizer")
+            study.tuned(run.experiment, arm, "optimizer")
         left = perform(run, jobs, runs, words)
         failed += left
         if run.purpose == "tune" and not left:
@@ -99,17 +98,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     one_line_warnings()
     if options.jobs < 0:
         parser.error(f"--jobs must be at least 0, got {options.jobs}")
+    failed: list[str] = []
+    status = 0
     try:
-        failed = tier(options.task, options.tier, options.jobs or None, options.runs, options.words)
+        tier(options.task, options.tier, options.jobs or None, options.runs, options.words, failed)
     except (UserError, AnalysisError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        status = 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on with what is missing", file=sys.stderr)
         return 130
     for record in failed:
         print(f"failed: {record}", file=sys.stderr)
-    return 1 if failed else 0
+    return status or (1 if failed else 0)
 
 
 if __name__ == "__main__":

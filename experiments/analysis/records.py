@@ -112,6 +112,8 @@ _FREE_KEYS = frozenset(
         "data_seed",
     }
 )
+# Arms for which a constant learning rate is part of the method.
+_NO_SCHEDULE = frozenset({"schedule_free"})
 _FREE_SUFFIXES = ("_dir", "_root", "_path", "root", "cache")
 
 
@@ -361,6 +363,8 @@ def family_difference(one: Record, other: Record) -> str:
     """The first settings in which two configurations differ, in words; "" where they are of one family."""
     a, b = config_family(one), config_family(other)
     keys = [k for k in sorted(a.keys() | b.keys()) if _canonical(a.get(k)) != _canonical(b.get(k))]
+    if _NO_SCHEDULE & {one.arm, other.arm}:
+        keys = [key for key in keys if key != "scheduler.shape"]
     words = [f"{key} is {a.get(key)!r} in {one.path} and {b.get(key)!r} in {other.path}" for key in keys[:2]]
     if len(keys) > 2:
         words.append(f"and {len(keys) - 2} more settings differ")

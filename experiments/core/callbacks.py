@@ -26,6 +26,15 @@ def is_evaluation(name: str) -> bool:
     return "/" in name and not name.startswith(("train/", "lr-"))
 
 
+def everyones(mine: Any) -> list[Any]:
+    """An object of each process, in their order. To be called by all of them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [mine]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
 class History(Callback):
     """Keeps what the run record needs: every evaluation, what was seen, step times, and whether the loss stayed finite.
 
@@ -49,7 +58,7 @@ class History(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "evaluations": self.evaluations,
-            "seen": self.seen,
+            "seen": self.all_seen(),
             "step_times": self.step_times,
             "seconds": self.seconds + time.perf_counter() - self._clock,
             "diverged": self.diverged,
@@ -61,6 +70,12 @@ class History(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._clock = time.perf_counter()
+
+    def all_seen(self) -> dict[str, float]:
+        """What all processes have seen. To be called by all of them."""
+        # Each counts as if the others' batches held as much as its own.
+        found = everyones(self.seen)
+        return {name: sum(seen[name] for seen in found) / len(found) for name in self.seen}
 
     def elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self._clock
@@ -84,7 +99,9 @@ class History(Callback):
             self._check_finite(trainer)
 
     def _check_finite(self, trainer: Trainer) -> None:
-        if self._loss_sum is not None and not math.isfinite(self._loss_sum.item()):
+        bad = self._loss_sum is not None and not math.isfinite(self._loss_sum.item())
+        # All processes end together, or none.
+        if trainer.strategy.reduce_boolean_decision(bad, all=False):
             self.diverged = True
             trainer.should_stop = True
 
@@ -97,7 +114,7 @@ class History(Callback):
         entry: dict[str, Any] = {"step": step}
         entry |= {name: value.item() for name, value in trainer.callback_metrics.items() if is_evaluation(name)}
         if self._loss_sum is not None:
-            entry["train/loss"] = self._loss_sum.item() / self._loss_count
+            entry["train/loss"] = trainer.strategy.reduce(self._loss_sum).item() / self._loss_count
             self.diverged = self.diverged or not math.isfinite(entry["train/loss"])
             trainer.should_stop = trainer.should_stop or self.diverged
         self._loss_sum, self._loss_count = None, 0
@@ -125,13 +142,43 @@ class GradientScale(Callback):
         torch._foreach_mul_(gradients, self.factor)
 
 
+class EvaluationWeights(Callback):
+    """For optimizers that keep other weights for evaluation than for training, such as schedule-free AdamW: calls their
+    `eval()` before each evaluation and at the end, and `train()` before training goes on. Checkpoints hold the
+    weights of training.
+    """
+
+    def _switch(self, trainer: Trainer, mode: str) -> None:
+        for optimizer in trainer.optimizers:
+            getattr(optimizer, mode)()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._switch(trainer, "train")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._switch(trainer, "eval")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._switch(trainer, "train")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._switch(trainer, "eval")
+
+
 class RandomState(Callback):
-    """Carries the random generators' states through checkpoints, so that a resumed run is the uninterrupted one."""
+    """Carries the random generators' states through checkpoints, so that a resumed run is the uninterrupted one.
+
+    With several processes, each draws its own random numbers in training, and a checkpoint holds all their states.
+    """
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
+        states = everyones(self._own())
+        return states[0] if len(states) == 1 else {"processes": states}
+
+    def _own(self) -> dict[str, Any]:
         kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
         version, internal, gauss = random.getstate()
         state = {
@@ -140,24 +187,37 @@ class RandomState(Callback):
             "python": [version, list(internal), gauss],
         }
         if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
+            alone = not torch.distributed.is_initialized()
+            state["cuda"] = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank > 0:
+            seeds = np.random.SeedSequence([torch.initial_seed() % 2**63, trainer.global_rank]).generate_state(3)
+            torch.manual_seed(int(seeds[0]))
+            np.random.seed(seeds[1])  # noqa: NPY002
+            random.seed(int(seeds[2]))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Here and not earlier: building loaders draws from the generators.
         if self._loaded is None:
             return
         state, self._loaded = self._loaded, None
+        if "processes" in state:
+            state = state["processes"][trainer.global_rank % len(state["processes"])]
         torch.set_rng_state(state["torch"].cpu())
         kind, keys, position, has_gauss, cached = state["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
         version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
         if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+            if len(state["cuda"]) == 1:
+                torch.cuda.set_rng_state(state["cuda"][0].cpu())
+            else:
+                torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
 class FisherMonitor(Callback):

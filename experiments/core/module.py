@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from experiments.core.errors import ConfigError
-from experiments.core.optim import Decay, parameter_groups
+from experiments.core.optim import Decay, embedding_parameters, parameter_groups
+from experiments.core.sharding import FullySharded
 
 
 class TaskModule(LightningModule):
@@ -40,6 +41,11 @@ class TaskModule(LightningModule):
         self.model = model
         self.make_optimizer, self.make_scheduler, self.decay = optimizer, scheduler, decay
 
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FullySharded):
+            strategy.shard(self.model)  # type: ignore[arg-type]
+
     def build_optimizer(self) -> Optimizer:
         """The optimizer over this model's parameter groups.
 
@@ -47,11 +53,14 @@ class TaskModule(LightningModule):
             ConfigError: it refused an option, or has no option of that name.
         """
         groups = parameter_groups(self.model, self.decay)
+        target = getattr(self.make_optimizer, "func", self.make_optimizer)
+        names = list(inspect.signature(target).parameters)[1:]
+        # Some treat embeddings apart.
+        more = {"embeddings": embedding_parameters(self.model)} if "embeddings" in names else {}
         try:
-            return self.make_optimizer(groups)
+            return self.make_optimizer(groups, **more)
         except (TypeError, ValueError) as error:
-            target = getattr(self.make_optimizer, "func", self.make_optimizer)
-            options = ", ".join(list(inspect.signature(target).parameters)[1:])
+            options = ", ".join(name for name in names if name not in more)
             raise ConfigError(f"optimizer: {error}; its options are {options}") from error
 
     def configure_optimizers(self) -> Any:

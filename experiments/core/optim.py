@@ -1,16 +1,23 @@
-"""Parameter groups. They are made here alone, so that every optimizer gets the same ones."""
+"""Parameter groups, made here alone so that every optimizer gets the same ones, and optimizers that need more."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
 
 from experiments.core.errors import ConfigError
 
 Decay = Literal["all", "no_norms", "no_embeddings"]
 
 DECAY_CHOICES = ("all", "no_norms", "no_embeddings")
+
+
+def embedding_parameters(module: nn.Module) -> set[int]:
+    """The `id` of every parameter of an embedding, those that an output layer shares included."""
+    return {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
 
 
 def parameter_groups(module: nn.Module, decay: Decay) -> list[dict[str, Any]]:
@@ -28,7 +35,7 @@ def parameter_groups(module: nn.Module, decay: Decay) -> list[dict[str, Any]]:
     """
     if decay not in DECAY_CHOICES:
         raise ConfigError(f"module.decay must be one of {', '.join(DECAY_CHOICES)}, got {decay!r}")
-    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    embeddings = embedding_parameters(module)
     decayed, plain = [], []
     for parameter in module.parameters():
         if not parameter.requires_grad:
@@ -40,3 +47,36 @@ def parameter_groups(module: nn.Module, decay: Decay) -> list[dict[str, Any]]:
     if plain:
         groups.append({"params": plain, "weight_decay": 0.0})
     return groups
+
+
+def muon(
+    groups: list[dict[str, Any]],
+    embeddings: Collection[int],
+    lr: float = 2e-3,
+    weight_decay: float = 0.0,
+    momentum: float = 0.95,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> Optimizer:
+    """Muon of `pytorch_optimizer` for the hidden matrices, and AdamW, inside it, for all other parameters.
+
+    Muon's updates are scaled to the size of AdamW's ("use_adjusted_lr"), so that both share `lr` and `weight_decay`.
+
+    Args:
+        groups: parameter groups; one that names a weight decay keeps it.
+        embeddings: `id` of the parameters that are no hidden matrices although they have two dimensions or more.
+    """
+    from pytorch_optimizer import Muon
+
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        hidden = [p for p in group["params"] if p.ndim >= 2 and id(p) not in embeddings]
+        others = [p for p in group["params"] if p.ndim < 2 or id(p) in embeddings]
+        common = {"lr": lr, "weight_decay": group.get("weight_decay", weight_decay)}
+        if hidden:
+            adjusted = {"momentum": momentum, "use_adjusted_lr": True}
+            split.append({"params": hidden, "use_muon": True, **common, **adjusted})
+        if others:
+            split.append({"params": others, "use_muon": False, "betas": tuple(betas), "eps": eps, **common})
+    made: Optimizer = Muon(split)
+    return made

@@ -22,18 +22,24 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import loggers as log
 from experiments.core import record as rec
 from experiments.core import resolvers as resolvers
-from experiments.core.callbacks import History, is_evaluation
+from experiments.core.callbacks import History, everyones, is_evaluation
 from experiments.core.choices import CONFIGS
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError, UserError
 from experiments.core.module import TaskModule
 
 RESUME_CHOICES = ("auto", "never")
+
+
+@rank_zero_only
+def rank_zero_print(text: str) -> None:
+    print(text, flush=True)
 
 
 def check_choices(cfg: DictConfig) -> None:
@@ -195,11 +201,11 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     data.setup("fit")
     done = rec.finished(path, digest, data.fingerprint)
     if done is not None:
-        print(f"{cfg.label}: already done, see {path}", flush=True)
+        rank_zero_print(f"{cfg.label}: already done, see {path}")
         return done
 
     if guess := untuned(cfg):
-        print(f"{cfg.label}: {guess}", flush=True)
+        rank_zero_print(f"{cfg.label}: {guess}")
     code, dirty = rec.commit()
     module = build_module(cfg)
     trainer = build_trainer(cfg, stem)
@@ -242,14 +248,14 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
         "config_hash": digest,
         "config": config,
         "steps": trainer.global_step,
-        "seen": history.seen,
+        "seen": history.all_seen(),
         "metrics": metrics,
         "objective": objective,
         "history": history.evaluations,
         "target": steps_to_target(history.evaluations, cfg.target),
         "wall_time_s": history.elapsed(),
         "step_time_s": history.step_time,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": max(everyones(peak_memory_bytes())),
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "diverged": history.diverged,
         **module.flags(),
@@ -269,7 +275,7 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
         rec.write_record(path, record)
     log.close(trainer.loggers)
     shown = "diverged" if history.diverged else f"{cfg.objective.metric} {objective['value']:.4g}"
-    print(f"{cfg.label}: {shown} in {record['wall_time_s']:.0f} s, record {path}", flush=True)
+    rank_zero_print(f"{cfg.label}: {shown} in {record['wall_time_s']:.0f} s, record {path}")
     return rec.jsonable(record)  # type: ignore[no-any-return]
 
 
@@ -279,6 +285,8 @@ def resume_from(cfg: DictConfig, stem: Path, identity: str) -> str | None:
     same = mark.exists() and mark.read_text() == identity
     if cfg.resume == "auto" and same and last.exists():
         return str(last)
+    if rank_zero_only.rank:
+        return None  # the first process tidies up
     stem.mkdir(parents=True, exist_ok=True)
     for old in stem.glob("*.ckpt"):
         old.unlink()

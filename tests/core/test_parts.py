@@ -1,16 +1,22 @@
-"""Sampler, schedule and parameter groups."""
+"""Sampler, schedule, parameter groups, and what single optimizers need."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
 from torch import nn
 
+from experiments.core import run
+from experiments.core.callbacks import GradientScale
 from experiments.core.data import StepBatchSampler
 from experiments.core.errors import ConfigError, DataError
-from experiments.core.optim import parameter_groups
+from experiments.core.optim import embedding_parameters, muon, parameter_groups
 from experiments.core.schedule import warmup_decay
 
 
@@ -75,3 +81,54 @@ def test_parameter_groups(decay, decayed: int, plain: int) -> None:
     groups = parameter_groups(model(), decay)
     counts = {group.get("weight_decay"): len(group["params"]) for group in groups}
     assert counts == {k: v for k, v in {None: decayed, 0.0: plain}.items() if v}
+
+
+def test_muon_takes_the_hidden_matrices_and_no_embedding() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(7, 4), "hidden": nn.Linear(4, 6), "norm": nn.LayerNorm(6)})
+    groups = parameter_groups(model, "no_norms")
+    optimizer = muon(groups, embedding_parameters(model), lr=0.01, weight_decay=0.1)
+    shapes = {
+        (group["use_muon"], group["weight_decay"]): [tuple(p.shape) for p in group["params"]]
+        for group in optimizer.param_groups
+    }
+    assert shapes == {(True, 0.1): [(6, 4)], (False, 0.1): [(7, 4)], (False, 0.0): [(6,), (6,), (6,)]}
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01}
+
+
+def test_gradients_are_scaled_before_they_are_clipped(compose_config, tmp_path: Path) -> None:
+    def weights(*words: str) -> dict[str, torch.Tensor]:
+        cfg = compose_config("experiment=toy", "optimizer=adamw_clip", "trainer.gradient_clip_val=1e-6", *words)
+        run.execute(cfg)
+        return torch.load(Path(cfg.paths.run_dir) / "last.ckpt", weights_only=True)["state_dict"]
+
+    plain, scaled = weights(), weights("vary=gradient_scale", "value=1000.0")
+    # Clipped to one length, the gradients are the same whatever their scale.
+    assert all(torch.allclose(plain[name], scaled[name], rtol=1e-4) for name in plain)
+    record = json.loads((tmp_path / "runs/toy/smoke/adamw_clip/gradient_scale1000.0-s1.json").read_text())
+    assert record["trial"] == "gradient_scale1000.0"
+    with pytest.raises(ConfigError, match="factor must be a finite number > 0"):
+        GradientScale(0.0)
+
+
+def test_schedule_free_is_evaluated_on_its_average(compose_config) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            seen.append(("train", trainer.optimizers[0].param_groups[0]["train_mode"]))
+
+        def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            seen.append(("evaluation", trainer.optimizers[0].param_groups[0]["train_mode"]))
+
+    cfg = compose_config("experiment=toy", "optimizer=schedule_free")
+    build = run.build_trainer
+
+    def watched(*words: Any) -> Trainer:
+        trainer = build(*words)
+        trainer.callbacks.append(Watch())
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "build_trainer", watched)
+        run.execute(cfg)
+    assert set(seen) == {("train", True), ("evaluation", False)}
