@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.choose import choose
 from experiments.analysis.records import (
+    COMPARED,
     AnalysisError,
     MixedRecordsError,
     Record,
@@ -126,7 +127,7 @@ def _draw_curves(axis: Axes, records: Sequence[Record], metric: Metric) -> None:
 
 def curves_figure(records: Sequence[Record], spec: TaskSpec) -> Figure | None:
     """Metrics against steps: mean, ± one standard deviation and every seed, per arm. None without such a history."""
-    runs = [r for r in evaluation(records) if r.scale != "smoke"]
+    runs = [r for r in evaluation(records) if r.scale in COMPARED]
     metrics = [m for m in spec.curves if any(k in entry for r in runs for entry in r.history for k in m.keys)]
     if not metrics:
         return None
@@ -146,7 +147,7 @@ def curves_figure(records: Sequence[Record], spec: TaskSpec) -> Figure | None:
 
 def tuning_figure(records: Sequence[Record], spec: TaskSpec) -> Figure | None:
     """Objective against learning rate, per arm; the chosen trial has a star, diverged ones stand at the rim."""
-    trials = [r for r in records if r.purpose == "tune" and r.scale != "smoke" and "optimizer.lr" in r.searched]
+    trials = [r for r in records if r.purpose == "tune" and r.scale in COMPARED and "optimizer.lr" in r.searched]
     if not trials:
         return None
     parts = sections(trials)

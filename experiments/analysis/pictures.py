@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.analysis.records import (
+    COMPARED,
     SCALES,
     AnalysisError,
     Record,
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         records = evaluation(load_records(options.runs))
         for task in options.tasks or TASKS:
             mine = select(records, task=task_spec(task).name, scale=options.scale)
-            picture = compose([r for r in mine if r.scale != "smoke"], task)
+            picture = compose([r for r in mine if r.scale in COMPARED], task)
             if picture is None:
                 print(f"{task}: no runs to show pictures of")
                 continue

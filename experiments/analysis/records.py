@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 SCHEMA = 1
 SCALES = ("smoke", "study", "cpu", "gpu", "paper")
+# Scales of plain comparisons. A study has tables of its own; smoke runs are in none.
+COMPARED = ("cpu", "gpu", "paper")
 PURPOSES = ("eval", "tune")
 Mode = Literal["min", "max"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments.analysis.choose import write_text
 from experiments.analysis.paper import DEFAULT, Paper, load_paper
 from experiments.analysis.records import (
+    COMPARED,
     AnalysisError,
     Record,
     by_arm,
@@ -76,7 +77,7 @@ def block(records: Sequence[Record], paper: Paper) -> str:
     table: list[list[str]] = []
     notes: list[str] = []
     for name, spec in SPECS.items():
-        runs = [r for r in evaluation(records) if r.task == name and r.scale != "smoke"]
+        runs = [r for r in evaluation(records) if r.task == name and r.scale in COMPARED]
         more, words = rows(runs, spec, paper)
         table += more
         notes += words

@@ -23,6 +23,7 @@ from experiments.analysis.choose import (
 )
 from experiments.analysis.paper import DEFAULT, Paper, load_paper
 from experiments.analysis.records import (
+    COMPARED,
     AnalysisError,
     MixedRecordsError,
     Record,
@@ -434,13 +435,13 @@ def page(spec: TaskSpec, records: Sequence[Record], paper: Paper, out: Path) -> 
     """The Markdown page of one task.
 
     Args:
-        records: of this task; runs of scale "smoke" are not shown.
+        records: of this task; a study has tables of its own (`study_tables`), and smoke runs are not shown.
         out: folder of the page, from which links go.
 
     Raises:
         MixedRecordsError: evaluation records of two data sets or configurations.
     """
-    records = [r for r in records if r.task == spec.name and r.scale != "smoke"]
+    records = [r for r in records if r.task == spec.name and r.scale in COMPARED]
     lines = [
         f"# {spec.title}: FAdam against Adam",
         "",

@@ -25,7 +25,15 @@ from experiments.analysis.choose import write_text
 from experiments.analysis.paper import DEFAULT as PAPER
 from experiments.analysis.paper import Paper, load_paper
 from experiments.analysis.plan import planned
-from experiments.analysis.records import AnalysisError, Record, evaluation, load_records, one_line_warnings, select
+from experiments.analysis.records import (
+    COMPARED,
+    AnalysisError,
+    Record,
+    evaluation,
+    load_records,
+    one_line_warnings,
+    select,
+)
 from experiments.analysis.stats import BETTER_ARM, LEAST_PAIRS, WORSE_ARM, decide
 from experiments.analysis.study import (
     OPPONENT,
@@ -54,8 +62,6 @@ SUPPORTED, CONTRADICTED, NONE, NOT_TESTED = (
 )
 WORDS = (SUPPORTED, CONTRADICTED, NONE, NOT_TESTED)
 TESTS = ("superiority", "noninferiority", "range", "interaction", "identity")
-# Scales without a study: FAdam against its declared opponent, the learning rate of each tuned.
-PLAIN_SCALES = ("cpu", "gpu", "paper")
 # What decides, for the reader.
 RULES = (
     "Each verdict is of its scale alone: small models, minutes of training. A claim on several tasks is supported "
@@ -391,7 +397,7 @@ def verdicts(
     tasks = sorted({task for c in claims if c.test != "identity" for task in c.tasks})
     scales: list[Scale] = [StudyScale(study(records, tasks, folder, tuned), records, folder, tuned)]
     present = {r.scale for r in evaluation(records)}
-    scales += [PlainScale(name, records, tasks, folder) for name in PLAIN_SCALES if name in present]
+    scales += [PlainScale(name, records, tasks, folder) for name in COMPARED if name in present]
     found = []
     for claim in claims:
         if claim.test == "identity":
