@@ -72,6 +72,27 @@ $(TASKS:%=tune-%): tune-%: $(READY)
 		$(PY) -m experiments.train -m experiment=$$experiment tune=$(*)_$(SCALE) hydra.launcher.n_jobs=$(JOBS) $(ARGS); done
 	@$(PY) -m experiments.analysis.choose $* --scale $(SCALE) --runs "$(RUNS)"
 
+# ---- the study: configs/study says what runs, in tiers; each target goes on with what is missing ------------------------
+.PHONY: $(TASKS:%=study-%) $(TASKS:%=ablate-%) $(TASKS:%=far-%) status
+study-asr: ## tier 1, who wins: four arms tuned and evaluated alike (52 runs a task)
+study-llm: ## the same on language modelling
+study-vqvae: ## the same on the VQ-VAE
+ablate-asr: ## tier 2, why: one switch at a time, and epsilon
+ablate-llm: ## the same on language modelling
+ablate-vqvae: ## the same on the VQ-VAE, and its continuous loss
+far-llm: ## tier 3, how far: learning rate, beta2, rho, batch, gradient scale, other optimizers
+STUDY = $(MAKE) --no-print-directory data-$* SCALE=study && \
+	$(PY) -m experiments.study $* --jobs $(JOBS) --runs "$(RUNS)"
+$(TASKS:%=study-%): study-%: $(READY)
+	@$(STUDY) --tier who $(ARGS)
+$(TASKS:%=ablate-%): ablate-%: $(READY)
+	@$(STUDY) --tier why $(ARGS)
+$(TASKS:%=far-%): far-%: $(READY)
+	@$(STUDY) --tier far $(ARGS)
+
+status: $(READY) ## what of the study is done, running, missing or failed, and the time left
+	@$(PY) -m experiments.analysis.status --runs "$(RUNS)" --jobs $(JOBS)
+
 # ---- results ------------------------------------------------------------------------------------------------------
 .PHONY: publish tables
 publish: $(READY) ## copy this machine's finished run records into results/runs
@@ -82,6 +103,10 @@ tables: $(READY) ## make tables, figures and the README's table from the publish
 	@$(PY) -m experiments.analysis.figures all
 	@$(PY) -m experiments.analysis.pictures vqvae
 	@$(PY) -m experiments.analysis.summary
+
+.PHONY: push
+push: $(READY) ## push the run records, and offline runs, to Weights & Biases
+	@$(PY) -m scripts.push_wandb --runs "$(RUNS)" $(ARGS)
 
 .PHONY: bench bench-llm
 bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (6 minutes, idle machine)

@@ -24,6 +24,15 @@ def _reachable(url: str, timeout_s: float = 3.0) -> bool:
         return False
 
 
+def unreachable() -> str:
+    """Why W&B cannot be reached from here, in words; "" where it can."""
+    import wandb
+
+    if not wandb.login(prompt=False):
+        return "no API key (WANDB_API_KEY, or `wandb login`)"
+    return "" if _reachable(wandb.setup().settings.base_url) else "its server does not answer"
+
+
 def wandb_mode(mode: str) -> str:
     """The mode for `wandb.init`; "auto" is online only with a key and an answering server, and says why if not."""
     if mode not in MODES:
@@ -34,16 +43,10 @@ def wandb_mode(mode: str) -> str:
         # "dryrun" is an old word for it, which Lightning sets once a run is offline.
         chosen = os.environ["WANDB_MODE"]
         return "offline" if chosen == "dryrun" else chosen
-    import wandb
-
-    reason = None
-    if not wandb.login(prompt=False):
-        reason = "no API key"
-    elif not _reachable(wandb.setup().settings.base_url):
-        reason = "its server does not answer"
-    if reason is None:
+    reason = unreachable()
+    if not reason:
         return "online"
-    print(f"W&B: {reason}, so this run is logged offline; `wandb sync` uploads it later.", flush=True)
+    print(f"W&B: {reason}, so this run is logged offline; `make push` uploads it later.", flush=True)
     return "offline"
 
 
