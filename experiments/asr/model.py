@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torchaudio.models import Conformer
 
 from experiments.core.errors import ConfigError
+from experiments.core.sharding import Layout
 
 SUBSAMPLING = 4
 
@@ -48,6 +50,8 @@ class ConformerCTC(nn.Module):
         ffn_ratio: width of the feed-forward layers over `dim`.
         channels: of the two subsampling convolutions.
         dropout: rate everywhere in the encoder.
+        norm: in the convolution modules: "batch", or "group", over the frames and channels of one utterance, padding
+            included, which is the same however a batch is spread over processes.
 
     Raises:
         ConfigError: an option is out of range.
@@ -64,6 +68,7 @@ class ConformerCTC(nn.Module):
         ffn_ratio: int = 4,
         channels: Sequence[int] = (16, 32),
         dropout: float = 0.0,
+        norm: Literal["batch", "group"] = "batch",
     ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("layers", layers), ("ffn_ratio", ffn_ratio)):
@@ -79,10 +84,12 @@ class ConformerCTC(nn.Module):
             raise ConfigError(f"model.channels must be two numbers of at least 1, got {list(channels)}")
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"model.dropout must be at least 0 and less than 1, got {dropout}")
+        if norm not in ("batch", "group"):
+            raise ConfigError(f"model.norm must be batch or group, got {norm!r}")
         self.vocab_size, self.n_mels = vocab_size, n_mels
         self.subsampling = Subsampling(n_mels, channels, dim)
         self.dropout = nn.Dropout(dropout)
-        self.encoder = Conformer(dim, heads, ffn_ratio * dim, layers, kernel, dropout=dropout)
+        self.encoder = Conformer(dim, heads, ffn_ratio * dim, layers, kernel, dropout, use_group_norm=norm == "group")
         self.head = nn.Linear(dim, vocab_size)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,5 +103,12 @@ class ConformerCTC(nn.Module):
         """
         x = self.dropout(self.subsampling(features))  # (B, T', D)
         lengths = subsampled(lengths)
-        x, lengths = self.encoder(x, lengths)
-        return torch.log_softmax(self.head(x).float(), dim=-1), lengths  # (B, T', V)
+        # As the encoder's own forward does, but without asking the device for the longest length.
+        padding = torch.arange(x.shape[1], device=lengths.device) >= lengths[:, None]  # (B, T')
+        x = x.transpose(0, 1)
+        for layer in self.encoder.conformer_layers:
+            x = layer(x, padding)  # (T', B, D)
+        return torch.log_softmax(self.head(x.transpose(0, 1)).float(), dim=-1), lengths  # (B, T', V)
+
+    def layout(self) -> Layout:
+        return Layout(root=self, blocks=list(self.encoder.conformer_layers))

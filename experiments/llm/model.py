@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.core.errors import ConfigError
+from experiments.core.sharding import Layout
 
 
 class LanguageModel(nn.Module):
@@ -102,6 +104,12 @@ class LanguageModel(nn.Module):
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return nats.view_as(targets)
 
+    def layout(self) -> Layout:
+        # The root is what `generate` calls too.
+        tied = self.llama.config.tie_word_embeddings
+        tokens = [] if tied else [self.llama.get_input_embeddings(), self.llama.get_output_embeddings()]
+        return Layout(root=self.llama, blocks=list(self.llama.model.layers), units=tokens)
+
     @property
     def non_embedding_parameters(self) -> int:
         """Parameters without the input and output token matrices."""
@@ -144,6 +152,8 @@ class LanguageModel(nn.Module):
                 eos_token_id=end,
                 pad_token_id=end,
                 use_cache=True,
+                # A sharded model is gathered by all processes, so none may stop before the others.
+                synced_gpus=isinstance(self.llama, FSDPModule),
                 **sampling,
             )[0, len(prompt) :]
         self.train(was_training)

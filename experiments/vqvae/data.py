@@ -139,7 +139,13 @@ class ImageData(ResumableDataModule):
         if len(tiles) < world_size:
             raise DataError(f"{self.root}: {len(tiles)} {split} tiles for {world_size} processes")
         # Each process its own tiles, none of them twice: metrics are sums over the whole split.
-        return self._loader(split, sampler=range(rank, len(tiles), world_size), batch_size=self.eval_batch_size)
+        mine = range(rank, len(tiles), world_size)
+        if world_size == 1:
+            return self._loader(split, sampler=mine, batch_size=self.eval_batch_size)
+        # And each as many batches, since a sharded model is gathered by all of them together.
+        least, most = len(tiles) // world_size, -(-len(tiles) // world_size)
+        batches = min(-(-most // self.eval_batch_size), least)
+        return self._loader(split, batch_sampler=[part.tolist() for part in np.array_split(mine, batches)])
 
     @property
     def fingerprint(self) -> str:

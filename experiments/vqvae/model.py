@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.core.errors import ConfigError
+from experiments.core.sharding import Layout
 from experiments.vqvae.likelihood import CHANNELS, Likelihood
 from experiments.vqvae.quantiser import Quantised, VectorQuantiser
 
@@ -66,6 +67,10 @@ class VQVAE(nn.Module):
         """
         quantised = self.quantiser(self.encode(images))
         return Output(self.decode(quantised.codes), quantised)
+
+    def layout(self) -> Layout:
+        blocks = [m for m in self.modules() if isinstance(m, Block | Residual)]
+        return Layout(root=self, blocks=blocks, replicated=[self.quantiser.embedding])
 
 
 class Residual(nn.Module):

@@ -139,15 +139,16 @@ class ImageModule(TaskModule):
         """`<stem>.png`: test images above their reconstructions, the same images in every run of these data;
         `<stem>-codes.png`: how often each code was used on the whole split."""
         paths = [f"{stem}.png", f"{stem}-codes.png"]
-        if not self.trainer.is_global_zero:
-            return paths
         tiles = self.data.split("test")
         count = min(PICTURES, len(tiles))
         chosen = [(2 * i + 1) * len(tiles) // (2 * count) for i in range(count)]
         images = tiles.__getitems__(chosen)
         self.eval()
+        # On all processes: a sharded model is gathered by all of them.
         output = self.model(images.to(self.device))
         mean = self.model.likelihood.mean(output.parameters).cpu()
+        if not self.trainer.is_global_zero:
+            return paths
         reconstruction_picture(paths[0], images, (mean * 255.0).round().clamp(0, 255).to(torch.uint8))
         assert self.code_counts is not None
         codebook_plot(paths[1], self.code_counts.cpu().numpy(), self.perplexity)

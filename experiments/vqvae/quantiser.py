@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.core.errors import ConfigError
+from experiments.core.sharding import whole
 
 Learning = Literal["gradient", "ema"]
 
@@ -156,7 +157,7 @@ class VectorQuantiser(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """(K, D) as compared with the vectors: on the unit sphere if `normalise`."""
-        weight = self.embedding.weight
+        weight = whole(self.embedding.weight)
         return F.normalize(weight, dim=1) if self.normalise else weight
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -204,7 +205,8 @@ class VectorQuantiser(nn.Module):
             self._place(torch.arange(self.codes, device=flat.device), means)
 
     def _place(self, rows: Tensor, vectors: Tensor) -> None:
-        self.embedding.weight.data[rows] = vectors.to(self.embedding.weight)
+        codes = whole(self.embedding.weight.data)
+        codes[rows] = vectors.to(codes)
         if self.learning == "ema":
             self.ema_counts[rows] = 1.0
             self.ema_sums[rows] = vectors.to(self.ema_sums)
@@ -218,7 +220,7 @@ class VectorQuantiser(nn.Module):
             sums = _everywhere(torch.zeros_like(self.ema_sums).index_add_(0, indices, flat))
             self.ema_counts.lerp_(counts.to(self.ema_counts), 1.0 - self.ema_decay)
             self.ema_sums.lerp_(sums, 1.0 - self.ema_decay)
-            self.embedding.weight.copy_(self.ema_sums / self.ema_counts.clamp(min=1e-5)[:, None])
+            whole(self.embedding.weight).copy_(self.ema_sums / self.ema_counts.clamp(min=1e-5)[:, None])
         if self.restart_after:
             self._newest = flat, indices
 
@@ -252,4 +254,5 @@ def move_state(optimizer: torch.optim.Optimizer, parameter: Tensor, restart: Res
     """
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value[restart.codes] = value[restart.donors]
+            rows = whole(value)
+            rows[restart.codes] = rows[restart.donors]
