@@ -236,20 +236,40 @@ template <class T> inline T bounded(T x) {
   return y < -limit ? -limit : y;
 }
 
-template <class T> double squares(const T *g, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += double(g[i]) * double(g[i]);
-  return sum;
-}
-
 struct Sums {
   double g = 0, n = 0, w = 0;
 };
 
-template <Way way, bool decays, class T>
-void add_squares(const Metric<T> &c, const T *g, const T *f, const T *p, int64_t size, Sums &sums) {
-  double sum_g = 0, sum_n = 0, sum_w = 0;
+// To add up squares in double costs more than to compute them. So they are added up in float where nothing is lost
+// by that: in short runs, and again in double if a run's sum is so large or small that squares may have left float's
+// range. That is the case for 0, too.
+constexpr int64_t kRun32 = 1024;
+static_assert(kChunk % kRun32 == 0 && kBlock % kRun32 == 0, "runs must not depend on how a chunk is cut into blocks");
+
+inline bool exact_enough(float sum) { return sum > 1e-28f && sum <= FLT_MAX; }
+
+template <class Sum, class T> Sum squares(const T *g, int64_t n) {
+  Sum sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += Sum(g[i]) * Sum(g[i]);
+  return sum;
+}
+
+double sum_of_squares(const double *g, int64_t n) { return squares<double>(g, n); }
+
+double sum_of_squares(const float *g, int64_t n) {
+  double total = 0;
+  for (int64_t i = 0; i < n; i += kRun32) {
+    const int64_t run = std::min(kRun32, n - i);
+    const float sum = squares<float>(g + i, run);
+    total += exact_enough(sum) ? double(sum) : squares<double>(g + i, run);
+  }
+  return total;
+}
+
+template <Way way, bool decays, class Sum, class T>
+Sums metric_squares(const Metric<T> &c, const T *g, const T *f, const T *p, int64_t size) {
+  Sum sum_g = 0, sum_n = 0, sum_w = 0;
 #pragma omp simd reduction(+ : sum_g, sum_n, sum_w)
   for (int64_t i = 0; i < size; ++i) {
     const T d = metric<way>(c, fim(c, f[i], g[i]));
@@ -262,11 +282,26 @@ void add_squares(const Metric<T> &c, const T *g, const T *f, const T *p, int64_t
       n = d == 0 ? T(0) : g[i] / d;
       if (decays) w = d == 0 ? T(0) : bounded(p[i] / d);
     }
-    sum_g += double(g[i]) * double(g[i]);
-    sum_n += double(n) * double(n);
-    if (decays) sum_w += double(w) * double(w);
+    sum_g += Sum(g[i]) * Sum(g[i]);
+    sum_n += Sum(n) * Sum(n);
+    if (decays) sum_w += Sum(w) * Sum(w);
   }
-  sums.g += sum_g, sums.n += sum_n, sums.w += sum_w;
+  return {double(sum_g), double(sum_n), double(sum_w)};
+}
+
+template <Way way, bool decays, class T>
+void add_squares(const Metric<T> &c, const T *g, const T *f, const T *p, int64_t size, Sums &sums) {
+  for (int64_t i = 0; i < size; i += kRun32) {
+    const int64_t run = std::min(kRun32, size - i);
+    Sums more;
+    bool exact = false;
+    if (way == kReciprocal) {
+      more = metric_squares<way, decays, T>(c, g + i, f + i, p + i, run);
+      exact = exact_enough(float(more.g)) && exact_enough(float(more.n)) && (!decays || exact_enough(float(more.w)));
+    }
+    if (!exact) more = metric_squares<way, decays, double>(c, g + i, f + i, p + i, run);
+    sums.g += more.g, sums.n += more.n, sums.w += more.w;
+  }
 }
 
 template <class T> struct Update {
@@ -412,7 +447,7 @@ private:
 
   template <class T> double gradient_squares(int64_t chunk, Buffers<T> &b) const {
     double sum = 0;
-    blocks<T>(chunk, [&](int64_t i, int64_t n) { sum += squares(gradient(i, n, b.g), n); });
+    blocks<T>(chunk, [&](int64_t i, int64_t n) { sum += sum_of_squares(gradient(i, n, b.g), n); });
     return sum;
   }
 
@@ -444,7 +479,7 @@ private:
     double sum = 0;
     for (int64_t k = 0; k < places; ++k) {
       const int64_t first = (size_ - length) / (places - 1) * k;
-      sum += squares(gradient(first, length, buffer), length);
+      sum += sum_of_squares(gradient(first, length, buffer), length);
     }
     const double rms = std::sqrt(sum / (places * length));
     return call_.eps_mode == kScaled ? rms >= 1 : call_.eps2 * rms >= call_.eps;
