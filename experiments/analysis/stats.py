@@ -66,7 +66,7 @@ def bootstrap_interval(
     values: Sequence[float], method: str = "BCa", confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float] | None:
     """Bootstrap interval of the mean of finite `values`, `method` "BCa" or "percentile"; None for fewer than five
-    values (too few to resample) or where all are equal.
+    values (too few to resample), or where all are equal or nearly so.
 
     Raises:
         ValueError: another method.
@@ -86,7 +86,8 @@ def bootstrap_interval(
         method=method,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    low, high = float(interval.low), float(interval.high)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 def prediction_interval(values: Sequence[float], n_new: int, confidence: float = 0.95) -> tuple[float, float] | None:

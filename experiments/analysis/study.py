@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.analysis.choose import Choice, choose_arm
 from experiments.analysis.plan import TIERS, Planned, planned, widened
-from experiments.analysis.records import AnalysisError, Record, check_one_kind, finite
+from experiments.analysis.records import AnalysisError, MixedRecordsError, Record, check_one_kind, finite
 from experiments.analysis.stats import (
     Gain,
     Ratio,
@@ -140,7 +140,10 @@ class Comparison:
 
     @property
     def label(self) -> str:
-        return f"{arm_label(self.arm)} against {arm_label(self.opponent)}"
+        text = f"{arm_label(self.arm)} against {arm_label(self.opponent)}"
+        if self.part not in ("continuous", "interaction"):
+            return text
+        return f"{text}, {self.variant}, {self.metric.label if self.metric else 'in units of what matters'}"
 
     def number(self, value: float | None) -> str:
         """A gain in the units of the metric, with its sign."""
@@ -268,11 +271,18 @@ class Profile:
 
 @dataclass(frozen=True)
 class Study:
-    """The study of several tasks. `family` counts the primary comparisons planned, which Holm's correction is for."""
+    """The study of several tasks.
+
+    Attributes:
+        interaction: of the optimizers with the likelihood, each side in units of what matters; `same_metric`: of the
+            metric that both sides have.
+        family: how many primary comparisons were planned, which Holm's correction is for.
+    """
 
     scale: str
     tasks: Mapping[str, TaskStudy]
     interaction: Comparison | None
+    same_metric: Comparison | None
     profile: Profile
     family: int
 
@@ -363,8 +373,20 @@ def compare_runs(
     values, opposite = values_by_seed(arm, metric), values_by_seed(other, metric)
     gain = paired_gain(values, opposite, metric.mode)
     runs = tuple(r for r in (*arm, *other) if r.seed in gain.gains)
-    names = [next((r.arm for r in side), "") for side in (arm, other)]
-    return Comparison(task, scale, "main", variant, metric, matters, *names, True, gain, decide(gain, matters), runs)
+    return Comparison(
+        task=task,
+        scale=scale,
+        part="main",
+        variant=variant,
+        metric=metric,
+        matters=matters,
+        arm=next((r.arm for r in arm), ""),
+        opponent=next((r.arm for r in other), ""),
+        primary=True,
+        gain=gain,
+        outcome=decide(gain, matters),
+        runs=runs,
+    )
 
 
 def compare(arm: Arm, other: Arm, task: str, matters: float, primary: bool) -> Comparison:
@@ -375,25 +397,46 @@ def compare(arm: Arm, other: Arm, task: str, matters: float, primary: bool) -> C
 
 
 def interaction(one: Comparison, other: Comparison) -> Comparison:
-    """How much larger the gain of `one` is than that of `other`, seed by seed, each in units of what matters there."""
+    """How much larger the gain of `one` is than that of `other`, seed by seed.
+
+    It is in the units of the metric where both have the same one, else each in units of what matters there.
+    """
+    same = one.metric == other.metric
+    units = (1.0, 1.0) if same else (one.matters, other.matters)
+    matters = one.matters if same else 1.0
 
     def difference(a: float, b: float) -> float:
-        return 0.0 if a == b else a - b
+        return 0.0 if a == b else a / units[0] - b / units[1]
 
     seeds = sorted(one.gain.gains.keys() & other.gain.gains.keys())
-    gains = {s: difference(one.gain.gains[s] / one.matters, other.gain.gains[s] / other.matters) for s in seeds}
+    gains = {s: difference(one.gain.gains[s], other.gain.gains[s]) for s in seeds}
     gain = gain_of(gains, tuple(sorted(one.gain.gains.keys() ^ other.gain.gains.keys())))
     return replace(
         one,
         part="interaction",
-        variant=f"{one.variant} - {other.variant}",
-        metric=None,
-        matters=1.0,
-        primary=True,
+        variant=f"{one.variant} minus {other.variant}",
+        metric=one.metric if same else None,
+        matters=matters,
+        primary=not same,
         gain=gain,
-        outcome=decide(gain, 1.0),
+        outcome=decide(gain, matters),
         runs=one.runs + other.runs,
     )
+
+
+def interactions(
+    main: Comparison, continuous: Comparison, arm: Sequence[Record], other: Sequence[Record]
+) -> tuple[Comparison, Comparison]:
+    """The interaction of the optimizers with the likelihood (claim C9): as the protocol measures each side, and with
+    the metric of the continuous side on both.
+
+    Args:
+        arm, other: the runs of the main side.
+    """
+    assert continuous.metric is not None
+    again = compare_runs(main.task, main.scale, main.variant, continuous.metric, continuous.matters, arm, other)
+    again = replace(again, arm=main.arm, opponent=main.opponent)
+    return interaction(main, continuous), interaction(again, continuous)
 
 
 def _curve(record: Record, metric: Metric, key: str) -> list[tuple[float, float]]:
@@ -426,7 +469,11 @@ def _target(declared: Mapping[str, Any], arms: Mapping[str, Arm], metric: Metric
 
 
 def _costs(arm: Arm, target: Target, key: str) -> dict[int, float]:
-    return {r.seed: first_reached(_curve(r, target.metric, key), target.value, target.metric.mode) for r in arm.runs}
+    def cost(record: Record) -> float:
+        curve = _curve(record, target.metric, key)
+        return math.inf if record.diverged else first_reached(curve, target.value, target.metric.mode)
+
+    return {r.seed: cost(r) for r in arm.runs}
 
 
 def speed(arm: Arm, other: Arm, target: Target) -> Speed:
@@ -473,6 +520,18 @@ def eps_sweep(arm: str, points: Sequence[Point], progress: Progress, main: Arm |
     return EpsSweep(arm, metric, matters, progress, values, means, width, noise, sensitive, runs)
 
 
+def _check_data(records: Sequence[Record], what: str) -> None:
+    """Refuse runs on two data sets; their configurations differ where the protocol varies them.
+
+    Raises:
+        MixedRecordsError: naming one run of each.
+    """
+    for record in records[1:]:
+        if record.fingerprint != records[0].fingerprint:
+            sides = [f"{r.fingerprint} in {r.path}" for r in (records[0], record)]
+            raise MixedRecordsError(f"{what} would mix two data sets: {' and '.join(sides)}.")
+
+
 def study_task(task: str, records: Iterable[Record], folder: Path = FOLDER, tuned: Path = TUNED) -> TaskStudy:
     """The numbers of one task's study.
 
@@ -493,8 +552,10 @@ def study_task(task: str, records: Iterable[Record], folder: Path = FOLDER, tune
     def part(*names: str) -> list[Planned]:
         return [run for run in runs if run.part in names]
 
+    what = f"the study of {task}"
+    _check_data(_found(runs, by_path), what)
+    check_one_kind(_found(part("main", "switches"), by_path), what)
     tuned_runs = part("main", "switches", "context")
-    check_one_kind(_found(tuned_runs, by_path), f"the study of {task}")
     arms = _arms(tuned_runs, by_path, spec, metric, tuned)
     continuous: dict[str, Arm] = {}
     comparisons = [
@@ -504,7 +565,7 @@ def study_task(task: str, records: Iterable[Record], folder: Path = FOLDER, tune
     ]
     if part("continuous"):
         declared = plan["tiers"]["why"]["continuous"]["metric"]
-        check_one_kind(_found(part("continuous"), by_path), f"the study of {task}, continuous loss")
+        check_one_kind(_found(part("continuous"), by_path), f"{what}, continuous loss")
         continuous = _arms(part("continuous"), by_path, spec, metric_of(spec, declared), tuned)
         comparisons += [
             compare(continuous["fadam"], other, task, float(declared["matters"]), primary=False)
@@ -548,10 +609,8 @@ def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons with Holm's correction over the family of the primary ones among them."""
     family = [c for c in comparisons if c.primary]
     flips, students = holm([c.gain.p for c in family]), holm([c.gain.p_t for c in family])
-    ps = iter(zip(flips, students, strict=True))
-    return [
-        replace(c, **dict(zip(("p_holm", "p_t_holm"), next(ps), strict=True))) if c.primary else c for c in comparisons
-    ]
+    corrected = (replace(c, p_holm=p, p_t_holm=q) for c, p, q in zip(family, flips, students, strict=True))
+    return [next(corrected) if c.primary else c for c in comparisons]
 
 
 def profile(tasks: Iterable[TaskStudy]) -> Profile:
@@ -579,18 +638,21 @@ def study(
     """
     found = {task: study_task(task, records, folder, tuned) for task in tasks}
     crossed = next((s for s in found.values() if s.continuous), None)
-    between = None
+    between: list[Comparison] = []
     if crossed is not None:
-        one = crossed.comparison("fadam", OPPONENT, "main")
-        other = crossed.comparison("fadam", OPPONENT, "continuous")
-        between = interaction(one, other) if one is not None and other is not None else None
-    corrected = correct([*(c for s in found.values() for c in s.comparisons), *([between] if between else [])])
+        sides = [crossed.comparison("fadam", OPPONENT, part) for part in ("main", "continuous")]
+        if sides[0] is not None and sides[1] is not None:
+            runs = [crossed.arms[name].runs for name in ("fadam", OPPONENT)]
+            between = list(interactions(sides[0], sides[1], *runs))
+    corrected = correct([*(c for s in found.values() for c in s.comparisons), *between])
     family = sum(c.primary for c in corrected)
-    by_task = {task: tuple(c for c in corrected if c.task == task and c.metric is not None) for task in found}
+    by_task = {task: tuple(c for c in corrected if c.task == task and c.part != "interaction") for task in found}
+    crossing = {c.metric is None: c for c in corrected if c.part == "interaction"}
     return Study(
         scale=SCALE,
         tasks={task: replace(s, comparisons=by_task[task]) for task, s in found.items()},
-        interaction=next((c for c in corrected if c.metric is None), None),
+        interaction=crossing.get(True),
+        same_metric=crossing.get(False),
         profile=profile(found.values()),
         family=family,
     )

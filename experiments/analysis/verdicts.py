@@ -29,6 +29,7 @@ from experiments.analysis.records import (
     COMPARED,
     AnalysisError,
     Record,
+    check_one_kind,
     evaluation,
     load_records,
     one_line_warnings,
@@ -43,7 +44,7 @@ from experiments.analysis.study import (
     Study,
     compare_runs,
     correct,
-    interaction,
+    interactions,
     metric_of,
     study,
 )
@@ -258,14 +259,19 @@ class Scale:
         self.comparisons = comparisons
 
     def comparison(self, task: str, arm: str, opponent: str, test: str) -> Comparison | None:
-        def fits(c: Comparison) -> bool:
-            wanted = "interaction" if test == "interaction" else c.part
-            return (c.task, c.arm, c.opponent) == (task, arm, opponent) and c.part == wanted != "continuous"
+        """The comparison of two arms on the main likelihood, or its interaction with the likelihood."""
+        parts = ("interaction",) if test == "interaction" else ("main", "switches", "context")
+        found = [c for c in self.comparisons if (c.task, c.arm, c.opponent) == (task, arm, opponent)]
+        return next((c for c in found if c.part in parts), None)
 
-        found = [c for c in self.comparisons if fits(c)]
-        if test != "interaction":
-            found = [c for c in found if c.part != "interaction"]
-        return found[0] if found else None
+    def beside(self, claim: Claim, task: str) -> tuple[Comparison, ...]:
+        """What is reported beside the comparison that decides."""
+        found = [self.comparison(task, *pair, "superiority") for pair in claim.also]
+        if claim.test == "interaction":
+            sides = ("main", "continuous", "interaction")
+            mine = [c for c in self.comparisons if (c.task, c.arm, c.opponent) == (task, claim.arm, claim.opponent)]
+            found += [c for c in mine if c.part in sides and c.metric is not None]
+        return tuple(c for c in found if c is not None and c.gain.n)
 
     def records(self, claim: Claim, task: str) -> tuple[tuple[Path, ...], int]:
         """Paths of the records that there are of those that the claim needs, and how many it needs."""
@@ -280,7 +286,7 @@ class StudyScale(Scale):
 
     def __init__(self, numbers: Study, records: Sequence[Record], folder: Path, tuned: Path) -> None:
         found = [c for s in numbers.tasks.values() for c in s.comparisons]
-        super().__init__(SCALE, [*found, *([numbers.interaction] if numbers.interaction else [])])
+        super().__init__(SCALE, [*found, *(c for c in (numbers.interaction, numbers.same_metric) if c is not None)])
         self._study, self._folder, self._tuned = numbers, folder, tuned
         self._paths = {r.relative for r in records}
 
@@ -301,21 +307,24 @@ class PlainScale(Scale):
 
     def __init__(self, name: str, records: Sequence[Record], tasks: Sequence[str], folder: Path) -> None:
         self._sides: dict[tuple[str, str], tuple[list[Record], list[Record]]] = {}
-        comparisons = []
+        comparisons: list[Comparison] = []
         for task in tasks:
             plan = protocol(task, folder)
             continuous = plan["tiers"]["why"].get("continuous")
-            found = []
+            found: dict[str, Comparison] = {}
             for part, declared in (("main", plan), ("continuous", continuous)):
                 if declared is None:
                     continue
                 here = evaluation(select(records, task=task, scale=name, variant=declared["variant"]))
                 sides = (select(here, arm="fadam"), select(here, arm=OPPONENT))
+                check_one_kind([*sides[0], *sides[1]], f"the verdicts on {task} {name} {declared['variant']}".strip())
                 self._sides[task, part] = sides
                 metric, matters = metric_of(task_spec(task), declared["metric"]), float(declared["metric"]["matters"])
                 made = compare_runs(task, name, declared["variant"], metric, matters, *sides)
-                found.append(replace(made, part=part, arm="fadam", opponent=OPPONENT, primary=part == "main"))
-            comparisons += [*found, *([interaction(*found)] if len(found) == 2 else [])]
+                found[part] = replace(made, part=part, arm="fadam", opponent=OPPONENT, primary=part == "main")
+            comparisons += found.values()
+            if "continuous" in found:
+                comparisons += interactions(found["main"], found["continuous"], *self._sides[task, "main"])
         super().__init__(name, correct([c for c in comparisons if c.gain.n]))
 
     def records(self, claim: Claim, task: str) -> tuple[tuple[Path, ...], int]:
@@ -355,27 +364,23 @@ def verdict_of(claim: Claim, scale: Scale, task: str) -> Verdict:
     """The verdict on one claim from one task at one scale."""
     records, need = scale.records(claim, task)
     have = len(records)
-    common = {"records": records, "have": have, "need": need}
+    missing = "no such runs are part of this scale" if need == 0 else f"{have} of {need} records"
+    verdict = Verdict(claim, scale.name, task, NOT_TESTED, missing, records=records, have=have, need=need)
     if need == 0 or have < need:
-        what = "no such runs are part of this scale" if need == 0 else f"{have} of {need} records"
-        return Verdict(claim, scale.name, task, NOT_TESTED, what, **common)
-    also = [scale.comparison(task, *pair, "superiority") for pair in claim.also]
-    common["also"] = tuple(c for c in also if c is not None and c.gain.n)
+        return verdict
+    verdict = replace(verdict, also=scale.beside(claim, task))
     if claim.test == "range":
         sweeps = tuple(s for s in scale.sweeps(task) if s.arm in (claim.arm, claim.opponent))
         if any(s.sensitive is None for s in sweeps) or len(sweeps) < 2:
-            return Verdict(
-                claim, scale.name, task, NOT_TESTED, "the spread of the evaluation runs is unknown", **common
-            )
+            return replace(verdict, sentence="the spread of the evaluation runs is unknown: one of them diverged")
         word, sentence = sweep_verdict(claim, sweeps)
-        return Verdict(claim, scale.name, task, word, sentence, sweeps=sweeps, **common)
+        return replace(verdict, word=word, sentence=sentence, sweeps=sweeps)
     comparison = scale.comparison(task, claim.arm, claim.opponent, claim.test)
     if comparison is None or comparison.gain.n < LEAST_PAIRS:
         n = 0 if comparison is None else comparison.gain.n
-        sentence = f"{n} of at least {LEAST_PAIRS} pairs of runs with the same seed"
-        return Verdict(claim, scale.name, task, NOT_TESTED, sentence, comparison, **common)
+        return replace(verdict, sentence=f"{n} of at least {LEAST_PAIRS} pairs of runs with the same seed")
     word, sentence = judge(claim, comparison)
-    return Verdict(claim, scale.name, task, word, sentence, comparison, **common)
+    return replace(verdict, word=word, sentence=sentence, comparison=comparison)
 
 
 def verdicts(
@@ -602,6 +607,11 @@ def page(found: Sequence[Verdict], paper: Paper, root: Path, out: Path) -> str:
         rows = []
         for verdict in (v for v in found if v.claim == claim):
             parts = verdict.parts or (verdict,)
+            if verdict.word == NOT_TESTED:
+                missing = "; ".join(dict.fromkeys(f"{p.task or p.scale}: {p.sentence}" for p in parts if p.need))
+                row = [f"`{verdict.scale}`", ", ".join(p.task for p in parts) or "–", verdict.word]
+                rows.append([*row, missing or parts[0].sentence, "–"])
+                continue
             if len(parts) > 1:
                 rows.append([f"`{verdict.scale}`", "all", f"**{verdict.word}**", verdict.sentence, "–"])
             for part in parts:
