@@ -57,7 +57,7 @@ from scripts.bench_step_table import BASE, COPY, OURS, PORT, Row, headline, judg
 
 SHARED_ABOVE = 1e9  # bytes of weights, gradients and two states; far above any cache
 COPY_BYTES = 1 << 30  # largest footprint of the measured copy
-SLOW_EVERY = 3  # those that take many times as long are timed in every third round
+SLOW_EVERY = 5  # on a CPU, those that take many times as long join one round in five
 
 
 # ---- the optimizers, side by side -----------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.host: dict[str, float] = {}
+        self.host: dict[str, list[float]] = {}
         self.cycles_per_second = 0.0
         if device.type == "cuda":
             torch.cuda._sleep(1_000_000)
@@ -157,12 +157,13 @@ class Clock:
             return time.perf_counter() - start
         torch.cuda.synchronize(self.device)
         # The GPU is kept busy until the host has queued the step, as the backward pass does in training.
-        torch.cuda._sleep(int(self.cycles_per_second * min(0.2, 1.5 * self.host.get(name, 0.0) + 1e-4)))
+        host = self.host.setdefault(name, [])
+        torch.cuda._sleep(int(self.cycles_per_second * min(0.2, 1.5 * max(host[-3:], default=0.0) + 1e-4)))
         start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start_event.record()
         start = time.perf_counter()
         step()
-        self.host[name] = time.perf_counter() - start
+        host.append(time.perf_counter() - start)
         end_event.record()
         end_event.synchronize()
         return start_event.elapsed_time(end_event) / 1000
@@ -209,7 +210,7 @@ def summarise(
         if base_memory and row.get("memory") is not None:
             row["memory_ratio"] = row["memory"] / base_memory
         if name in clock.host:
-            row["host_seconds"] = clock.host[name]
+            row["host_seconds"] = statistics.median(clock.host[name])
     return rows
 
 
@@ -301,7 +302,7 @@ def measure(arguments: argparse.Namespace, progress: Progress) -> tuple[list[Row
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    repeats = 1 if arguments.quick else 7
+    repeats = 0 if arguments.quick else 7
     imported = import_time(repeats, bar("import", repeats + 1))
     advance = bar("sharded", 1)
     small = SETS["tiny" if arguments.quick else "conformer_cpu"]

@@ -69,12 +69,12 @@ def configured(*overrides: str) -> Callable[[], Shapes]:
 
 
 SETS = {
-    "gpt2": ParameterSet("GPT-2 124M", gpt2_shapes, rounds=9),
-    "llama": ParameterSet("Llama 1B (llm_paper)", configured("experiment=llm_paper"), rounds=4, fused_only=True),
+    "gpt2": ParameterSet("GPT-2 124M", gpt2_shapes, rounds=15),
+    "llama": ParameterSet("Llama 1B (llm_paper)", configured("experiment=llm_paper"), rounds=5, fused_only=True),
     "conformer_s": ParameterSet(
-        "Conformer (conformer_s)", configured("experiment=asr_cpu", "model=conformer_s"), rounds=24
+        "Conformer (conformer_s)", configured("experiment=asr_cpu", "model=conformer_s"), rounds=30
     ),
-    "conformer_cpu": ParameterSet("Conformer (asr_cpu)", configured("experiment=asr_cpu"), rounds=60),
+    "conformer_cpu": ParameterSet("Conformer (asr_cpu)", configured("experiment=asr_cpu"), rounds=100),
     "tiny": ParameterSet("tiny, for tests", lambda: [(64, 32), (32,), (1, 2)], rounds=4),
 }
 DEFAULT_SETS = ("gpt2", "llama", "conformer_s", "conformer_cpu")
@@ -132,8 +132,8 @@ class Contestant:
 
 
 CONTESTANTS = {
-    "AdamW for": Contestant(adamw(foreach=False), 28, 2.5),
-    "AdamW foreach": Contestant(adamw(foreach=True), 28, 3.0),
+    "AdamW for": Contestant(adamw(foreach=False), 28, 2.5, slow=True),
+    "AdamW foreach": Contestant(adamw(foreach=True), 28, 3.0, slow=True),
     BASE: Contestant(adamw(fused=True), 28, 2.0),
     "FAdam for": Contestant(fadam(foreach=False, fused=False), 44, 3.0, slow=True),
     "FAdam foreach": Contestant(fadam(foreach=True, fused=False), 44, 5.0, slow=True),
