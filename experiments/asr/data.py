@@ -52,6 +52,7 @@ class SpeechBatch(NamedTuple):
     target_lengths: Tensor  # (B,) int64
     ids: list[str]
     texts: list[str]
+    frames: int  # sum of the lengths, on the host
 
 
 class Item(NamedTuple):
@@ -98,6 +99,7 @@ def collate(items: list[Item], blank: int) -> SpeechBatch:
         torch.tensor([len(y) for y in targets]),
         [item.id for item in items],
         [item.text for item in items],
+        sum(len(x) for x in features),
     )
 
 

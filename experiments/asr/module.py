@@ -132,8 +132,7 @@ class SpeechModule(TaskModule):
         self.report_splits(self.data.test_names)
 
     def seen(self, batch: SpeechBatch) -> dict[str, float]:
-        frames = float(batch.feature_lengths.sum())
-        return {"hours": frames * self.data.frame_seconds / 3600.0, "utterances": float(len(batch.ids))}
+        return {"hours": batch.frames * self.data.frame_seconds / 3600.0, "utterances": float(len(batch.ids))}
 
     def samples(self) -> list[dict[str, Any]]:
         """Ten transcripts beside their references: the same utterances in every run, spread over the test splits."""
