@@ -1,0 +1,498 @@
+"""FAdam's step on CUDA devices by Triton (the kernels are in `fadam.fused.cuda_kernels`).
+
+Every kernel covers all tensors of a parameter group that share their dtypes, so that the number of launches does not
+depend on how many tensors there are or how large: five for the published algorithm, of which two do nothing unless
+eps_t < eps somewhere; see `CudaBackend.run`. The host never waits for the device.
+
+The kernels find the tensors through tables in device memory. What does not change from step to step (a `_Plan`) is
+kept in a cache, keyed by addresses, sizes and dtypes, and holds no tensor of the caller's. Addresses of gradients,
+which often do change, are sent in one asynchronous copy when they have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from fadam.fused import cuda_kernels as kernels
+from fadam.metric import fim_weights
+
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+# Elements a program takes at a time, by 8 warps: 16 bytes a thread and tensor, whatever the narrowest dtype is.
+_BLOCK = 1024
+_WARPS = 8
+# A chunk is some power of two of elements, so that there are about so many programs: enough to even out their ends
+# on 132 multiprocessors, few enough that looking up the tensor costs little beside its bytes.
+_PROGRAMS = 16384
+_CHUNKS = (2048, 32768)
+# Addresses that one launch writes while a graph is captured.
+_ADDRESSES = 32
+# Tables of so many parameter groups are kept.
+_KEPT = 64
+
+
+def refusal(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentums: Sequence[Tensor],
+    fims: Sequence[Tensor],
+    options: Mapping[str, Any],
+) -> str | None:
+    """Why :class:`CudaBackend` cannot take this step, as a clause, or None if it can.
+
+    Args:
+        params, grads, momentums, fims: as for `CudaBackend`; without any, whether there is a device at all.
+        options: what is chosen of ``momentum``, ``decay``, ``correct_momentum`` and ``differentiable``.
+    """
+    for name, only in (("momentum", "natural"), ("decay", "natural"), ("correct_momentum", False)):
+        if options.get(name, only) != only:
+            return f"on CUDA devices it has {name}={only!r} only"
+    if options.get("differentiable", False):
+        return "it has no autograd"
+    if torch.version.hip is not None:
+        return "it has not been tried on ROCm"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    for device in {p.device for p in params} or {torch.device("cuda")}:
+        if device.type != "cuda":
+            return f"there are {device.type} tensors among CUDA ones"
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            return f"it needs a device of compute capability 8.0 or later, not {major}.{minor}"
+    for tensors in (params, grads, momentums, fims):
+        for x in tensors:
+            if x.dtype not in _TYPES:
+                return f"on CUDA devices it has no {x.dtype} tensors"
+    return None
+
+
+class CudaBackend:
+    """One step of Algorithm 1 of arXiv:2405.12807 on N real, non-empty CUDA tensors of one device.
+
+    ``run()`` does the step; or the three phases one after another do, between which the sums of the shards of one
+    tensor may be added up. Everything is written in the last phase, f_t too.
+
+    Bytes moved in float32, the published algorithm: 40 a parameter in ``run()`` (12 for the sums, taking eps_t = eps
+    for granted, and 28 for the update), 52 for a tensor where eps_t < eps; 44 in three phases.
+
+    Args:
+        params, grads, momentums, fims: N tensors each, float32, bfloat16 or float16 in any mixture. Those that are
+            not dense, or whose strides differ, are copied, and copied back.
+        steps: t, counted up already, 0-d float32 tensors; all on the host, or all on the device.
+        lr: on the host or the device.
+        numels: elements of the logical tensors, where those given are shards.
+        offsets: where the shards begin in them; for the stochastic rounding only.
+        grad_scale: what the gradients are to be divided by, 0-d, on the device.
+        found_inf: where it is not 0, nothing is written; 0-d, on the device.
+        stochastic_rounding: of bfloat16 parameters, by a hash of t, index of the tensor and number of the element.
+
+    Raises:
+        RuntimeError: when a CUDA graph is captured without a step on the same tensors before it.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        momentums: Sequence[Tensor],
+        fims: Sequence[Tensor],
+        steps: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        eps2: float,
+        clip: float | None,
+        rho: float,
+        weight_decay: float,
+        eps_mode: str = "adaptive",
+        maximize: bool = False,
+        capturable: bool = False,
+        stochastic_rounding: bool = False,
+        numels: Sequence[int] | None = None,
+        offsets: Sequence[int] | None = None,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        **_: Any,
+    ) -> None:
+        self._device = params[0].device
+        self._size = len(params)
+        self._eps, self._eps2, self._ceiling = float(eps), float(eps2), float(eps ** (2 * rho))
+        self._clip, self._eps_mode = clip, eps_mode
+        self._rows = 0 if clip is None else 1 if weight_decay == 0 else 2  # of sums of n^2 and w^2
+        self._options = {
+            "RHO": float(rho),
+            "EPS_MODE": eps_mode,
+            "MAXIMIZE": maximize,
+            "WEIGHT_DECAY": weight_decay != 0,
+        }
+        self._stochastic = stochastic_rounding
+        self._rates = {
+            "beta1": beta1,
+            "rest1": 1 - beta1,
+            "weight_decay": weight_decay,
+            "clip": 1 if clip is None else clip,
+        }
+        self._rates = {name: float(rate) for name, rate in self._rates.items()}
+        self._grad_scale, self._found_inf = grad_scale, found_inf
+        if isinstance(lr, Tensor) and lr.device != self._device:
+            lr = lr.item() if lr.is_cpu else lr.to(self._device, non_blocking=True)
+        self._lr = lr if isinstance(lr, Tensor) else float(lr)
+        self._sums: Tensor | None = None
+
+        numels = [p.numel() for p in params] if numels is None else numels
+        offsets = [0] * len(params) if offsets is None else offsets
+        groups: dict[tuple[torch.dtype, ...], list[int]] = {}
+        for i, tensors in enumerate(zip(params, grads, momentums, fims, strict=True)):
+            groups.setdefault(tuple(x.dtype for x in tensors), []).append(i)
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        with self._on_device():
+            self._parts = [
+                self._part(index, [[x[i] for i in index] for x in (params, grads, momentums, fims, steps)],
+                           [numels[i] for i in index], [offsets[i] for i in index], beta2, capturable)
+                for index in groups.values()
+            ]  # fmt: skip
+
+    def gradient_sums(self) -> Tensor:
+        """(N,) float64: sum of g^2 of each tensor; zeros with ``eps_mode="fixed"``, which needs none."""
+        if self._eps_mode == "fixed":
+            return torch.zeros(self._size, dtype=torch.float64, device=self._device)
+        sums = self._new_sums()
+        with self._on_device():
+            for part in self._parts:
+                self._gradient(part)
+                self._reduce(part, sums, 0, 1)
+        return sums[0]
+
+    def metric_sums(self, gradient_sums: Tensor) -> Tensor:
+        """(2, N) float64: sums of n^2 and w^2 before the clip, zeros where they are not needed."""
+        sums = self._new_sums()
+        sums[0].copy_(gradient_sums)
+        if self._rows < 2:
+            sums[1 + self._rows :].zero_()
+        if self._rows > 0:
+            with self._on_device():
+                for part in self._parts:
+                    self._metric(part, sums)
+                    self._reduce(part, sums, 1, self._rows)
+        self._sums = sums
+        return sums[1:]
+
+    def apply(self, metric_sums: Tensor) -> None:
+        """Write f_t, m_t and theta_t."""
+        assert self._sums is not None  # from metric_sums()
+        sums = self._sums
+        if metric_sums.data_ptr() != sums[1:].data_ptr():
+            sums[1:].copy_(metric_sums)
+        self._apply(sums)
+
+    def run(self) -> None:
+        """The whole step.
+
+        Launches for tensors that agree in their dtypes, and one more for steps on the device:
+
+        - adaptive eps, clip: 5. Sums of g^2, n^2 and w^2 with eps_t = eps, their reduction, both once more for the
+          tensors whose eps_t is less, and the update;
+        - scaled eps, clip: 5. Sums of g^2, reduction, sums of n^2 and w^2, reduction, update;
+        - fixed eps, clip: 3, and so without clip and with one of the other two; fixed eps without clip: 1.
+        """
+        sums = self._new_sums()
+        guess = self._eps_mode == "adaptive" and self._rows > 0
+        with self._on_device():
+            for part in self._parts:
+                if guess:
+                    self._metric(part, sums, guess=True)
+                    self._reduce(part, sums, 0, 1 + self._rows)
+                    self._metric(part, sums, redo=True)
+                    self._reduce(part, sums, 1, self._rows, redo=True)
+                    continue
+                if self._eps_mode != "fixed":
+                    self._gradient(part)
+                    self._reduce(part, sums, 0, 1)
+                if self._rows > 0:
+                    self._metric(part, sums)
+                    self._reduce(part, sums, 1, self._rows)
+        self._apply(sums)
+
+    # One launch each.
+
+    def _gradient(self, part: _Part) -> None:
+        plan = part.plan
+        self._launch(
+            kernels.gradient_kernel,
+            (plan.n_chunks,),
+            *(plan.table, part.gradients, plan.chunks, part.partials, self._grad_scale, plan.n, plan.chunk),
+            G=plan.types["G"],
+            MAXIMIZE=self._options["MAXIMIZE"],
+            BLOCK=plan.block,
+            num_warps=_WARPS,
+        )
+
+    def _metric(self, part: _Part, sums: Tensor, guess: bool = False, redo: bool = False) -> None:
+        plan = part.plan
+        self._launch(
+            kernels.metric_kernel,
+            (plan.n_chunks,),
+            *(plan.table, part.gradients, plan.chunks, part.partials, sums, part.weights, self._grad_scale),
+            *(part.decay, part.gain, self._ceiling, self._eps, self._eps2, plan.n, plan.n_chunks, plan.chunk),
+            **{name: plan.types[name] for name in "GFP"},
+            **self._options,
+            GUESS=guess,
+            REDO=redo,
+            BLOCK=plan.block,
+            num_warps=_WARPS,
+        )
+
+    def _reduce(self, part: _Part, sums: Tensor, row: int, rows: int, redo: bool = False) -> None:
+        """Rows `row` to `row + rows` of the sums; with `redo`, only of tensors whose eps_t is less than eps."""
+        plan = part.plan
+        self._launch(
+            kernels.sum_kernel,
+            (plan.n, rows),
+            *(plan.table, part.partials, sums, self._eps, self._eps2, plan.n, plan.n_chunks, self._size, row),
+            REDO=redo,
+            BLOCK=1024,
+            num_warps=4,
+        )
+
+    def _apply(self, sums: Tensor) -> None:
+        with self._on_device():
+            for part in self._parts:
+                plan = part.plan
+                self._launch(
+                    kernels.apply_kernel,
+                    (plan.n_chunks,),
+                    *(plan.table, part.gradients, plan.chunks, sums, part.weights, self._lr),
+                    *(self._grad_scale, self._found_inf, part.decay, part.gain, part.count),
+                    *(self._ceiling, self._eps, self._eps2),
+                    **self._rates,
+                    **plan.limits,
+                    n=plan.n,
+                    n_slots=self._size,
+                    chunk=plan.chunk,
+                    **plan.types,
+                    **self._options,
+                    CLIP=self._clip is not None,
+                    STOCHASTIC=self._stochastic and plan.types["P"] is tl.bfloat16,
+                    LR_TENSOR=isinstance(self._lr, Tensor),
+                    BLOCK=plan.block,
+                    num_warps=_WARPS,
+                )
+            for target, copy in self._copies:
+                target.copy_(copy)
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        kernel[grid](*args, **options)
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Triton launches on the current device."""
+        if self._device.type != "cuda" or self._device.index == torch.cuda.current_device():
+            return contextlib.nullcontext()
+        return torch.cuda.device(self._device)
+
+    def _new_sums(self) -> Tensor:
+        return torch.empty((3, self._size), dtype=torch.float64, device=self._device)
+
+    def _part(
+        self,
+        index: list[int],
+        tensors: list[list[Tensor]],
+        numels: list[int],
+        offsets: list[int],
+        beta2: float,
+        capturable: bool,
+    ) -> _Part:
+        params, grads, momentums, fims, steps = tensors
+        for k, four in enumerate(zip(params, grads, momentums, fims, strict=True)):
+            if _one_layout(four):
+                continue
+            for list_, x in zip((params, grads, momentums, fims), four, strict=True):
+                list_[k] = x.contiguous()
+                if list_ is not grads and list_[k] is not x:
+                    self._copies.append((x, list_[k]))
+
+        plan = _plan(params, grads[0].dtype, momentums, fims, numels, offsets, index, capturable, self._launch)
+        gradients = plan.addresses("gradients", grads, self._launch)
+        partials = torch.empty((3, plan.n_chunks), dtype=torch.float64, device=self._device)
+        part = _Part(plan, gradients, partials)
+        if capturable or not steps[0].is_cpu:
+            part.weights = torch.empty((3, plan.n), dtype=torch.float32, device=self._device)
+            self._launch(
+                kernels.fim_weights_kernel,
+                (-(-plan.n // 128),),
+                *(plan.addresses("steps", steps, self._launch), part.weights),
+                *(math.log(beta2) if beta2 > 0 else -math.inf, 1.0 - beta2, plan.n),
+                BLOCK=128,
+                num_warps=4,
+            )
+            return part
+        ts = [step.item() for step in steps]
+        if len(set(ts)) == 1:
+            decay, gain = fim_weights(beta2, ts[0])
+            part.decay, part.gain, part.count = float(decay), float(gain), int(ts[0])
+        else:
+            weights = zip(*(fim_weights(beta2, t) for t in ts), strict=True)
+            part.weights = _to_device([*weights, ts], torch.float32, self._device)
+        return part
+
+
+class _Part:
+    """Tensors of a step that agree in their dtypes, and what their kernels need."""
+
+    def __init__(self, plan: _Plan, gradients: Tensor, partials: Tensor) -> None:
+        self.plan = plan
+        self.gradients = gradients  # addresses, int64 (n,)
+        self.partials = partials  # sums of g^2, n^2 and w^2 of each chunk, float64 (3, n_chunks)
+        # beta2_t, 1 - beta2_t and t: one number for all tensors, or a table, float32 (3, n)
+        self.decay, self.gain, self.count = 0.0, 0.0, 0
+        self.weights: Tensor | None = None
+
+
+class _Plan:
+    """What the kernels need to know of a list of tensors and does not change from step to step."""
+
+    def __init__(
+        self,
+        types: Mapping[str, Any],
+        limits: Mapping[str, float],
+        block: int,
+        columns: Sequence[tuple[int, ...]],
+        device: torch.device,
+        stream: int,
+    ) -> None:
+        """`columns` are those of the table of tensors (see `fadam.fused.cuda_kernels`) but for FIRST and COUNT."""
+        self.types, self.limits, self.block, self.stream = types, limits, block, stream
+        self.n = len(columns)
+        sizes = [column[kernels.SIZE.value] for column in columns]
+        self.chunk = _CHUNKS[0]
+        while self.chunk < _CHUNKS[1] and sum(sizes) > _PROGRAMS * self.chunk:
+            self.chunk *= 2
+        counts = [-(-size // self.chunk) for size in sizes]
+        firsts = [0, *accumulate(counts)]
+        self.n_chunks = firsts.pop()
+        rows: list[Sequence[int]] = [*zip(*columns, strict=True)]
+        rows[kernels.FIRST.value : kernels.FIRST.value] = [firsts, counts]
+        self.table = _to_device(rows, torch.int64, device)
+        tensor = torch.repeat_interleave(torch.arange(self.n), torch.tensor(counts))
+        number = torch.arange(self.n_chunks) - torch.tensor(firsts)[tensor]
+        self.chunks = _to_device(torch.stack([tensor, number], 1), torch.int32, device)
+        self._known: dict[str, tuple[list[int], Tensor]] = {}
+        self._captured: list[Tensor] = []
+
+    def addresses(self, name: str, tensors: Sequence[Tensor], launch: Callable[..., None]) -> Tensor:
+        """A table of the tensors' addresses in device memory: the last one of that name, if they are the same."""
+        now = [x.data_ptr() for x in tensors]
+        known, table = self._known.get(name, (None, self.table))
+        capturing = _is_capturing(table.device)
+        if known == now:
+            if capturing:
+                self._captured.append(table)  # the graph does not hold it
+            return table
+        if capturing:
+            table = torch.empty(self.n, dtype=torch.int64, device=table.device)
+            write_addresses(table, now, launch)
+            return table
+        table = _to_device(now, torch.int64, table.device)
+        self._known[name] = now, table
+        return table
+
+
+_plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
+_captured_plans: list[_Plan] = []  # for good: nothing tells when a graph is gone
+
+
+def _plan(
+    params: Sequence[Tensor],
+    gradient_dtype: torch.dtype,
+    momentums: Sequence[Tensor],
+    fims: Sequence[Tensor],
+    numels: Sequence[int],
+    offsets: Sequence[int],
+    index: Sequence[int],
+    capturable: bool,
+    launch: Callable[..., None],
+) -> _Plan:
+    """The plan for these tensors, from the cache if it is there."""
+    device = params[0].device
+    dtypes = gradient_dtype, fims[0].dtype, momentums[0].dtype, params[0].dtype
+    columns = tuple(
+        (p.data_ptr(), m.data_ptr(), f.data_ptr(), p.numel(), numel, slot, offset)
+        for p, m, f, numel, slot, offset in zip(params, momentums, fims, numels, index, offsets, strict=True)
+    )
+    key = device, dtypes, columns
+    plan = _plans.get(key)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    if _is_capturing(device):
+        if plan is None:
+            raise RuntimeError(
+                "FAdam: a CUDA graph was captured without a step on the same tensors before it, "
+                "which compiles the kernels and lays out their tables; take one outside the graph"
+            )
+        _captured_plans.append(plan)
+    elif plan is None or plan.stream != stream:  # nothing orders the copies of one stream before the kernels of another
+        types = dict(zip("GFMP", (_TYPES[dtype] for dtype in dtypes), strict=True))
+        limits = {"m_largest": torch.finfo(dtypes[2]).max, "f_largest": torch.finfo(dtypes[1]).max}
+        block = _BLOCK * 4 // min(dtype.itemsize for dtype in dtypes)
+        plan = _plans[key] = _Plan(types, limits, block, columns, device, stream)
+        if capturable:
+            write_addresses(
+                torch.empty_like(plan.table[0]), [plan.table.data_ptr()], launch
+            )  # compiles it for a capture
+    _plans.move_to_end(key)
+    while len(_plans) > _KEPT:
+        _plans.popitem(last=False)
+    return plan
+
+
+def write_addresses(table: Tensor, addresses: list[int], launch: Callable[..., None]) -> None:
+    """Fill a table by launches that carry the numbers, which unlike copies from the host can be replayed anywhere."""
+    for first in range(0, len(addresses), _ADDRESSES):
+        odd = [2 * address + 1 for address in addresses[first : first + _ADDRESSES]]
+        odd += [odd[-1]] * (_ADDRESSES - len(odd))
+        launch(
+            kernels.address_kernel,
+            (1,),
+            *(table, tuple(odd), first, len(addresses)),
+            SIZE=_ADDRESSES,
+            num_warps=1,
+        )
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _one_layout(tensors: Sequence[Tensor]) -> bool:
+    """Whether the elements of all lie in one order in memory, without gaps, so that the order does not matter."""
+    if all(x.is_contiguous() for x in tensors):
+        return True
+    strides = tensors[0].stride()
+    if any(x.stride() != strides for x in tensors):
+        return False
+    expected = 1
+    for stride, length in sorted(zip(strides, tensors[0].shape, strict=True)):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def _to_device(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CUDA device by one asynchronous copy from pinned memory, which its allocator keeps until it is done."""
+    pin = device.type == "cuda"
+    if isinstance(values, Tensor):
+        host: Tensor = values.to(dtype)
+        host = host.pin_memory() if pin else host
+    else:
+        host = torch.tensor(values, dtype=dtype, pin_memory=pin)
+    return host.to(device, non_blocking=True)

@@ -1,0 +1,496 @@
+"""Triton kernels of the fused step: every launch covers all tensors of a parameter group that share their dtypes.
+
+The tensors are found through tables in device memory (`fadam.fused.cuda` builds them): an int64 table of the
+rows `PARAM` to `OFFSET` below, one column a tensor; addresses of the gradients; and the list of chunks, pairs of
+int32 (tensor, number of the chunk in it). One program works on one chunk, in blocks of BLOCK elements: whole ones
+with 16-byte accesses where all addresses of the tensor allow it, the rest element by element under a mask.
+
+Numbers: float32 arithmetic with IEEE square root and, for what is stored, division; subnormal numbers count. Squares
+are summed in float64, where those of float32 numbers neither overflow nor vanish. Every sum has a fixed order: over
+four neighbours, over the blocks of a chunk, over the threads of a program, over the chunks of a tensor. `tl.minimum`
+and `tl.maximum` of floats are avoided, because they may drop a NaN; comparisons are written so that a NaN stays one.
+"""
+
+# Kernels get pointers and numbers of the compiler's own types: only what is fixed when they are compiled is annotated.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+import triton
+import triton.language as tl
+
+# Rows of the table of tensors, int64: addresses, number of elements here and of the logical tensor (of which this
+# may be a shard), index in the caller's list, first chunk and number of chunks, first element in the logical tensor.
+PARAM = tl.constexpr(0)
+MOMENTUM = tl.constexpr(1)
+FIM = tl.constexpr(2)
+SIZE = tl.constexpr(3)
+NUMEL = tl.constexpr(4)
+SLOT = tl.constexpr(5)
+FIRST = tl.constexpr(6)
+COUNT = tl.constexpr(7)
+OFFSET = tl.constexpr(8)
+
+LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
+
+
+@triton.jit
+def _load(base, index, end):
+    """A block as float32, (BLOCK,); 0 beyond the end, where a gradient of 0 then adds nothing to any sum."""
+    return tl.load(base + index, mask=index < end, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(base, index, end, x):
+    tl.store(base + index, x.to(base.dtype.element_ty), mask=index < end)
+
+
+@triton.jit
+def _load_gradient(base, index, end, unscale, MAXIMIZE: tl.constexpr):
+    g = _load(base, index, end) * unscale
+    if MAXIMIZE:
+        g = -g
+    return g
+
+
+@triton.jit
+def _unscale(grad_scale):
+    """1 / grad_scale, or 1 without one."""
+    return 1.0 if grad_scale is None else (1.0 / tl.load(grad_scale).to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def _squares(x, BLOCK: tl.constexpr):
+    """Sums of four neighbours' squares, float64, (BLOCK / 4,); neighbours lie in one thread."""
+    x = tl.reshape(x.to(tl.float64), (BLOCK // 4, 4))
+    return tl.sum(x * x, 1)
+
+
+@triton.jit
+def _fim_weights(weights, decay, gain, i, n):
+    """beta2_t and 1 - beta2_t of tensor i: from the table where steps differ or live on the device."""
+    if weights is not None:
+        decay = tl.load(weights + i)
+        gain = tl.load(weights + n + i)
+    return decay, gain
+
+
+@triton.jit
+def _fim(f, g, decay, gain):
+    """f_t, at most the largest float32; a NaN stays one."""
+    f = decay * f + (gain * g) * g
+    return tl.where(f > LARGEST, LARGEST, f)
+
+
+@triton.jit
+def _metric(f, term, RHO: tl.constexpr):
+    """d_t = f^rho + eps_t^(2 rho); infinite where that is 0, so that what is divided by it is 0."""
+    if RHO == 0.5:
+        root = tl.sqrt_rn(f)
+    elif RHO == 1.0:
+        root = f
+    else:
+        root = tl.exp2(tl.log2(f) * RHO)
+    d = root + term
+    return tl.where(d == 0.0, float("inf"), d)
+
+
+@triton.jit
+def _cut(x, limit):
+    """x, at most +-limit; a NaN stays one."""
+    x = tl.where(x > limit, limit, x)
+    return tl.where(x < -limit, -limit, x)
+
+
+@triton.jit
+def _rms(total, numel):
+    return tl.sqrt(total / numel.to(tl.float64))
+
+
+@triton.jit
+def _epsilon_is_bound(total, numel, eps, eps2):
+    """Whether eps_t = min(eps, eps2 RMS(g)) is eps itself; not so for a NaN."""
+    return _rms(total, numel) * eps2 >= eps
+
+
+@triton.jit
+def _epsilon_term(sums, slot, numel, ceiling, eps, eps2, RHO: tl.constexpr, EPS_MODE: tl.constexpr):
+    """eps_t^(2 rho) of one tensor, a float32 number; `ceiling` is eps^(2 rho)."""
+    if EPS_MODE == "fixed":
+        term = ceiling
+    else:
+        total = tl.load(sums + slot)
+        if EPS_MODE == "adaptive":
+            x = _rms(total, numel) * eps2
+            bound = _epsilon_is_bound(total, numel, eps, eps2)
+        else:
+            x = _rms(total, numel)
+            bound = x >= 1.0
+        if RHO != 0.5:
+            x = tl.where(x == 0.0, 0.0, tl.exp2(tl.log2(x) * (2.0 * RHO)))
+        if EPS_MODE == "scaled":
+            x = x * ceiling
+        term = tl.where(bound, ceiling, x).to(tl.float32)
+    return term
+
+
+@triton.jit
+def _clip_factor(total, numel, clip):
+    """1 / max(1, RMS / clip), a float32 number; NaN for a sum that is NaN, 0 for one that is infinite."""
+    ratio = _rms(total, numel) / clip
+    return (1.0 / tl.where(ratio < 1.0, 1.0, ratio)).to(tl.float32)
+
+
+@triton.jit
+def _mix(x):
+    """The finaliser of MurmurHash3, uint32 to uint32, in which every bit of the input moves every bit of the output."""
+    x = x ^ (x >> 16)
+    x = x * 0x85EBCA6B
+    x = x ^ (x >> 13)
+    x = x * 0xC2B2AE35
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _round_stochastically(x, element, key):
+    """float32 to one of its two bfloat16 neighbours, as float32, by a hash of the element's int64 number and a key."""
+    bits = x.to(tl.uint32, bitcast=True)
+    low = (element & 0xFFFFFFFF).to(tl.uint32)
+    high = (element >> 32).to(tl.uint32)
+    noise = _mix(_mix(low ^ key) + high * 0x9E3779B9 + key) & 0xFFFF
+    rounded = ((bits + noise) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return tl.where((bits & 0x7F800000) == 0x7F800000, x, rounded)  # infinities and NaN as they are
+
+
+@triton.jit
+def _chunk_of(chunks, number, table, n, chunk):
+    """Tensor, first element (int64) and number of elements (int32) of a chunk."""
+    i = tl.load(chunks + 2 * number)
+    start = tl.load(chunks + 2 * number + 1).to(tl.int64) * chunk
+    left = tl.load(table + SIZE * n + i) - start
+    size = tl.where(left < chunk, left, chunk).to(tl.int32)
+    return i, start, size
+
+
+@triton.jit(do_not_specialize=["n"])
+def fim_weights_kernel(addresses, weights, log_beta2, rest2, n, BLOCK: tl.constexpr):
+    """beta2_t, 1 - beta2_t and t of every tensor, float32 (3, n), from steps on the device.
+
+    beta2_t = 1 - (1 - beta2) / (1 - beta2^t), in float64, where 1 - beta2^t keeps its digits.
+    """
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n
+    step = tl.load(addresses + i, mask=inside, other=0).to(tl.pointer_type(tl.float32))
+    t = tl.load(step, mask=inside, other=1.0)
+    gain = rest2 / (1.0 - tl.exp(t.to(tl.float64) * log_beta2))
+    gain = tl.where(t == 1.0, 1.0, gain)
+    tl.store(weights + i, (1.0 - gain).to(tl.float32), mask=inside)
+    tl.store(weights + n + i, gain.to(tl.float32), mask=inside)
+    tl.store(weights + 2 * n + i, t, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n"])
+def gradient_kernel(
+    table,
+    gradients,
+    chunks,
+    partials,
+    grad_scale,
+    n,
+    chunk,
+    G: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sums of g^2, one a chunk: 4 bytes a float32 parameter."""
+    number = tl.program_id(0)
+    i, start, size = _chunk_of(chunks, number, table, n, chunk)
+    address = tl.load(gradients + i)
+    unscale = _unscale(grad_scale)
+    lane = tl.arange(0, BLOCK)
+    whole = tl.where(address % 16 == 0, size // 8 * 8, 0)
+    total = tl.full((BLOCK // 4,), 0.0, tl.float64)
+    g_base = tl.multiple_of(address.to(tl.pointer_type(G)), 16) + start
+    for at in range(0, whole, BLOCK):
+        total += _squares(_load_gradient(g_base, at + lane, whole, unscale, MAXIMIZE), BLOCK)
+    g_base = address.to(tl.pointer_type(G)) + start
+    for at in range(whole, size, BLOCK):
+        total += _squares(_load_gradient(g_base, at + lane, size, unscale, MAXIMIZE), BLOCK)
+    tl.store(partials + number, tl.sum(total, 0))
+
+
+@triton.jit
+def _directions(
+    g_base, f_base, p_base, index, end, unscale, decay, gain, term,
+    RHO: tl.constexpr, MAXIMIZE: tl.constexpr, WEIGHT_DECAY: tl.constexpr,
+):  # fmt: skip
+    """g, n and w of one block before the clip; w is n where there is no weight decay.
+
+    They go into sums only, so the division may be off by 2 units in the last place: it has no branches and shares the
+    reciprocal, and this kernel is the one with the most arithmetic for its bytes.
+    """
+    g = _load_gradient(g_base, index, end, unscale, MAXIMIZE)
+    f = _load(f_base, index, end)
+    if WEIGHT_DECAY:
+        theta = _load(p_base, index, end)
+    d = _metric(_fim(f, g, decay, gain), term, RHO)
+    n = g / d
+    w = n
+    if WEIGHT_DECAY:
+        w = _cut(theta / d, LARGEST)
+    return g, n, w
+
+
+@triton.jit(do_not_specialize=["n", "n_chunks"])
+def metric_kernel(
+    table,
+    gradients,
+    chunks,
+    partials,
+    sums,
+    weights,
+    grad_scale,
+    decay,
+    gain,
+    ceiling,
+    eps,
+    eps2,
+    n,
+    n_chunks,
+    chunk,
+    G: tl.constexpr,
+    F: tl.constexpr,
+    P: tl.constexpr,
+    RHO: tl.constexpr,
+    EPS_MODE: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    WEIGHT_DECAY: tl.constexpr,
+    GUESS: tl.constexpr,
+    REDO: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sums of n^2 and w^2 before the clip, one a chunk, in rows 1 and 2 of `partials`: 12 bytes a float32 parameter.
+
+    With GUESS, eps_t = eps is taken for granted, and row 0 gets the sums of g^2, by which a launch with REDO finds
+    the tensors for which that was wrong; all other chunks are left at once.
+    """
+    number = tl.program_id(0)
+    i, start, size = _chunk_of(chunks, number, table, n, chunk)
+    numel = tl.load(table + NUMEL * n + i)
+    slot = tl.load(table + SLOT * n + i)
+    keep = size > 0
+    if REDO:
+        keep = _epsilon_is_bound(tl.load(sums + slot), numel, eps, eps2) == 0
+        size = tl.where(keep, size, 0)
+    term = ceiling if GUESS else _epsilon_term(sums, slot, numel, ceiling, eps, eps2, RHO, EPS_MODE)
+    decay, gain = _fim_weights(weights, decay, gain, i, n)
+    unscale = _unscale(grad_scale)
+
+    g_address = tl.load(gradients + i)
+    f_address = tl.load(table + FIM * n + i)
+    p_address = tl.load(table + PARAM * n + i)
+    lane = tl.arange(0, BLOCK)
+    whole = tl.where((g_address | f_address | p_address) % 16 == 0, size // 8 * 8, 0)
+    g_total = tl.full((BLOCK // 4,), 0.0, tl.float64)
+    n_total = tl.full((BLOCK // 4,), 0.0, tl.float64)
+    w_total = tl.full((BLOCK // 4,), 0.0, tl.float64)
+
+    g_base = tl.multiple_of(g_address.to(tl.pointer_type(G)), 16) + start
+    f_base = tl.multiple_of(f_address.to(tl.pointer_type(F)), 16) + start
+    p_base = tl.multiple_of(p_address.to(tl.pointer_type(P)), 16) + start
+    for at in range(0, whole, BLOCK):
+        g, natural, w = _directions(
+            g_base, f_base, p_base, at + lane, whole, unscale, decay, gain, term, RHO, MAXIMIZE, WEIGHT_DECAY
+        )
+        if GUESS:
+            g_total += _squares(g, BLOCK)
+        n_total += _squares(natural, BLOCK)
+        if WEIGHT_DECAY:
+            w_total += _squares(w, BLOCK)
+
+    g_base = g_address.to(tl.pointer_type(G)) + start
+    f_base = f_address.to(tl.pointer_type(F)) + start
+    p_base = p_address.to(tl.pointer_type(P)) + start
+    for at in range(whole, size, BLOCK):
+        g, natural, w = _directions(
+            g_base, f_base, p_base, at + lane, size, unscale, decay, gain, term, RHO, MAXIMIZE, WEIGHT_DECAY
+        )
+        if GUESS:
+            g_total += _squares(g, BLOCK)
+        n_total += _squares(natural, BLOCK)
+        if WEIGHT_DECAY:
+            w_total += _squares(w, BLOCK)
+
+    if GUESS:
+        tl.store(partials + number, tl.sum(g_total, 0))
+    tl.store(partials + n_chunks + number, tl.sum(n_total, 0), mask=keep)
+    if WEIGHT_DECAY:
+        tl.store(partials + 2 * n_chunks + number, tl.sum(w_total, 0), mask=keep)
+
+
+@triton.jit(do_not_specialize=["n", "n_chunks", "n_slots", "row"])
+def sum_kernel(
+    table,
+    partials,
+    sums,
+    eps,
+    eps2,
+    n,
+    n_chunks,
+    n_slots,
+    row,
+    REDO: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rows `row` and following of `sums` (3, n_slots), one program a tensor and row, from those of `partials`."""
+    i = tl.program_id(0)
+    row += tl.program_id(1)
+    slot = tl.load(table + SLOT * n + i)
+    first = tl.load(table + FIRST * n + i).to(tl.int32)
+    count = tl.load(table + COUNT * n + i).to(tl.int32)
+    keep = count > 0
+    if REDO:
+        keep = _epsilon_is_bound(tl.load(sums + slot), tl.load(table + NUMEL * n + i), eps, eps2) == 0
+        count = tl.where(keep, count, 0)
+    base = partials + row.to(tl.int64) * n_chunks + first
+    lane = tl.arange(0, BLOCK)
+    totals = tl.full((BLOCK,), 0.0, tl.float64)
+    for at in range(0, count, BLOCK):
+        totals += tl.load(base + at + lane, mask=at + lane < count, other=0.0)
+    tl.store(sums + row.to(tl.int64) * n_slots + slot, tl.sum(totals, 0), mask=keep)
+
+
+@triton.jit
+def _update(
+    g_base, f_base, m_base, p_base, index, end, element, key, unscale, decay, gain, term, n_factor, w_factor, lr,
+    beta1, rest1, weight_decay, m_largest, f_largest,
+    RHO: tl.constexpr, MAXIMIZE: tl.constexpr, WEIGHT_DECAY: tl.constexpr, CLIP: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):  # fmt: skip
+    """f_t, m_t and theta_t of one block."""
+    g = _load_gradient(g_base, index, end, unscale, MAXIMIZE)
+    f = _load(f_base, index, end)
+    theta = _load(p_base, index, end)
+    m = _load(m_base, index, end)
+    f = _fim(f, g, decay, gain)
+    d = _metric(f, term, RHO)
+    n = tl.div_rn(g, d)
+    if CLIP:
+        n = n * n_factor
+    m = beta1 * m + rest1 * n
+    update = m
+    if WEIGHT_DECAY:
+        w = _cut(tl.div_rn(theta, d), LARGEST)
+        if CLIP:
+            w = w * w_factor
+        update = update + weight_decay * w
+    theta = theta - lr * update
+    if STOCHASTIC:
+        theta = _round_stochastically(theta, element + index, key)
+    _store(f_base, index, end, _cut(f, f_largest))
+    _store(m_base, index, end, _cut(m, m_largest))
+    _store(p_base, index, end, theta)
+
+
+@triton.jit(do_not_specialize=["n", "n_slots", "count"])
+def apply_kernel(
+    table,
+    gradients,
+    chunks,
+    sums,
+    weights,
+    lr,
+    grad_scale,
+    found_inf,
+    decay,
+    gain,
+    count,
+    ceiling,
+    eps,
+    eps2,
+    beta1,
+    rest1,
+    weight_decay,
+    clip,
+    m_largest,
+    f_largest,
+    n,
+    n_slots,
+    chunk,
+    G: tl.constexpr,
+    F: tl.constexpr,
+    M: tl.constexpr,
+    P: tl.constexpr,
+    RHO: tl.constexpr,
+    EPS_MODE: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    WEIGHT_DECAY: tl.constexpr,
+    CLIP: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    LR_TENSOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write f_t, m_t and theta_t: 28 bytes a float32 parameter. Nothing is written where `found_inf` is not 0.
+
+    The chunks go backwards, because the last ones of the pass before are still in the cache.
+    """
+    number = tl.num_programs(0) - 1 - tl.program_id(0)
+    i, start, size = _chunk_of(chunks, number, table, n, chunk)
+    if found_inf is not None:
+        size = tl.where(tl.load(found_inf) == 0.0, size, 0)
+    numel = tl.load(table + NUMEL * n + i)
+    slot = tl.load(table + SLOT * n + i)
+    term = _epsilon_term(sums, slot, numel, ceiling, eps, eps2, RHO, EPS_MODE)
+    n_factor = 1.0
+    w_factor = 1.0
+    if CLIP:
+        n_factor = _clip_factor(tl.load(sums + n_slots + slot), numel, clip)
+        if WEIGHT_DECAY:
+            w_factor = _clip_factor(tl.load(sums + 2 * n_slots + slot), numel, clip)
+    decay, gain = _fim_weights(weights, decay, gain, i, n)
+    unscale = _unscale(grad_scale)
+    if LR_TENSOR:
+        lr = tl.load(lr).to(tl.float32)
+    element = start
+    key = i
+    if STOCHASTIC:
+        element = start + tl.load(table + OFFSET * n + i)
+        if weights is not None:
+            count = tl.load(weights + 2 * n + i).to(tl.int32)
+        key = _mix(_mix(count.to(tl.uint32)) + slot.to(tl.uint32) * 0x9E3779B9)
+
+    g_address = tl.load(gradients + i)
+    f_address = tl.load(table + FIM * n + i)
+    m_address = tl.load(table + MOMENTUM * n + i)
+    p_address = tl.load(table + PARAM * n + i)
+    lane = tl.arange(0, BLOCK)
+    whole = tl.where((g_address | f_address | m_address | p_address) % 16 == 0, size // 8 * 8, 0)
+
+    g_base = tl.multiple_of(g_address.to(tl.pointer_type(G)), 16) + start
+    f_base = tl.multiple_of(f_address.to(tl.pointer_type(F)), 16) + start
+    m_base = tl.multiple_of(m_address.to(tl.pointer_type(M)), 16) + start
+    p_base = tl.multiple_of(p_address.to(tl.pointer_type(P)), 16) + start
+    for at in range(0, whole, BLOCK):
+        _update(
+            g_base, f_base, m_base, p_base, at + lane, whole, element, key, unscale, decay, gain, term, n_factor,
+            w_factor, lr, beta1, rest1, weight_decay, m_largest, f_largest,
+            RHO, MAXIMIZE, WEIGHT_DECAY, CLIP, STOCHASTIC,
+        )  # fmt: skip
+
+    g_base = g_address.to(tl.pointer_type(G)) + start
+    f_base = f_address.to(tl.pointer_type(F)) + start
+    m_base = m_address.to(tl.pointer_type(M)) + start
+    p_base = p_address.to(tl.pointer_type(P)) + start
+    for at in range(whole, size, BLOCK):
+        _update(
+            g_base, f_base, m_base, p_base, at + lane, size, element, key, unscale, decay, gain, term, n_factor,
+            w_factor, lr, beta1, rest1, weight_decay, m_largest, f_largest,
+            RHO, MAXIMIZE, WEIGHT_DECAY, CLIP, STOCHASTIC,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["first", "n"])
+def address_kernel(table, odd, first, n, SIZE: tl.constexpr):
+    """Write up to SIZE addresses, which the launch itself carries, into a table of n, from entry `first` on.
+
+    `odd` holds 2 address + 1, so that the launch is never specialised, that is compiled anew, for what divides them.
+    """
+    for k in tl.static_range(SIZE):
+        tl.store(table + first + k, odd[k] >> 1, mask=first + k < n)
