@@ -20,7 +20,7 @@ from fadam.metric import (
     rms,
     working_dtype,
 )
-from fadam.optimizer import FAdam, initial_state
+from fadam.optimizer import FAdam, initial_state, whole
 
 _QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
 _SAMPLE = 65536  # entries of the FIM that the quantiles are taken from, over all tensors
@@ -32,7 +32,7 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
 
     Nothing is changed: neither parameters nor state nor gradients. It costs about a step and waits for the
     device once, so call it every so many steps, between `backward` (and unscaling, with an AMP scaler) and
-    `step`.
+    `step`. Sharded parameters (DTensor) are gathered, one after the other: call it on every process then.
 
     Returns:
         One number each; empty if no parameter has a gradient. "Tensors" are the parameters with a gradient,
@@ -60,9 +60,9 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
     rows: list[Tensor] = []  # of each tensor: eps_t, RMS(n), its divisor, the divisor of w, entries under eps
     samples: list[Tensor] = []
     for param, group in pairs:
-        state = optimizer.state.get(param) or initial_state(param, group)
-        grad, theta = param.grad, param
-        assert grad is not None  # by the choice of pairs
+        assert param.grad is not None  # by the choice of pairs
+        grad, theta = whole(param.grad), whole(param)
+        state = {k: whole(x) for k, x in (optimizer.state.get(param) or initial_state(param, group)).items()}
         if param.is_complex():
             grad, theta = torch.view_as_real(grad.resolve_conj()), torch.view_as_real(param)
         dtype = working_dtype(theta, grad, state["momentum"], state["fim"])

@@ -25,6 +25,7 @@ _CHOICES = {
     "decay": ("natural", "decoupled"),
 }
 _FLAGS = ("correct_momentum", "maximize", "capturable", "differentiable", "stochastic_rounding")
+_DTYPES = ("momentum_dtype", "fim_dtype")
 _STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DEFAULTS: dict[str, Any] = {
     "lr": 1e-3,
@@ -223,6 +224,19 @@ class FAdam(Optimizer):
         for group in self.param_groups:
             for name, value in _DEFAULTS.items():
                 group.setdefault(name, value)
+            for name in _DTYPES:
+                if isinstance(group[name], str):
+                    group[name] = getattr(torch, group[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the groups' options, dtypes among them as their names: what gathers state dicts from several
+        processes knows numbers, strings and tensors only."""
+        state_dict: dict[str, Any] = super().state_dict()
+        for group in state_dict["param_groups"]:
+            for name in _DTYPES:
+                if group[name] is not None:
+                    group[name] = str(group[name]).removeprefix("torch.")
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; `momentum` and `fim` keep the dtypes they were saved with, and are copied.
@@ -322,9 +336,14 @@ class FAdam(Optimizer):
             differentiable=group["differentiable"],
             fused=group["fused"],
             stochastic_rounding=group["stochastic_rounding"],
-            grad_scale=_whole(getattr(self, "grad_scale", None)),
-            found_inf=_whole(getattr(self, "found_inf", None)),
+            grad_scale=self._scaler_number("grad_scale"),
+            found_inf=self._scaler_number("found_inf"),
         )
+
+    def _scaler_number(self, name: str) -> Tensor | None:
+        """What a scaler has set for this step; a DTensor where the gradients are."""
+        number = getattr(self, name, None)
+        return None if number is None else whole(number)
 
     def _check_capture(self) -> None:
         if torch.compiler.is_compiling() or not torch.cuda.is_available():
@@ -375,9 +394,9 @@ def _check_params(group: Mapping[str, Any]) -> None:
                 raise RuntimeError(f"FAdam: fused=True is not available: {refused}")
 
 
-def _whole(x: Tensor | None) -> Tensor | None:
-    """A scaler's number, which is a DTensor where the gradients are."""
-    return x.full_tensor() if x is not None and is_sharded(x) else x  # type: ignore[attr-defined]
+def whole(x: Tensor) -> Tensor:
+    """The logical tensor, gathered where it is sharded."""
+    return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
 
 
 def _has_dense_grad(param: Tensor) -> bool:
@@ -431,7 +450,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         raise _refusal("fused", True, "False or None with foreach=True")
     if options["stochastic_rounding"] and options["differentiable"]:
         raise _refusal("stochastic_rounding", True, "False with differentiable=True")
-    for name in ("momentum_dtype", "fim_dtype"):
+    for name in _DTYPES:
         if options[name] is not None and options[name] not in _STATE_DTYPES:
             raise _refusal(name, options[name], "None or one of " + ", ".join(map(str, _STATE_DTYPES)))
     return checked

@@ -173,5 +173,12 @@ def test_checkpoint_file_holds_plain_things_only(tmp_path: Path) -> None:
     run(opt, params, lambda t: [torch.ones(3)], 1)
     torch.save(opt.state_dict(), tmp_path / "opt.pt")
     loaded = torch.load(tmp_path / "opt.pt", weights_only=True)
-    assert loaded["param_groups"][0]["fim_dtype"] == torch.float64
+    assert loaded["param_groups"][0]["fim_dtype"] == "float64"
+    assert loaded["param_groups"][0]["momentum_dtype"] is None
     assert isinstance(loaded["state"][0]["momentum"], Tensor)
+    other = FAdam(leaves(params))
+    for fim_dtype in ("float64", torch.float64):  # the latter is how older files have it
+        loaded["param_groups"][0]["fim_dtype"] = fim_dtype
+        other.load_state_dict(loaded)
+        assert other.param_groups[0]["fim_dtype"] == torch.float64
+        assert opt.param_groups[0]["fim_dtype"] == torch.float64
