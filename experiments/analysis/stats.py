@@ -275,7 +275,7 @@ def sign_flip_p(values: Sequence[float]) -> float | None:
 
     heavy = 1e3 * (1.0 + sum(abs(v) for v in values if math.isfinite(v)))
     finite = np.array([v if math.isfinite(v) else math.copysign(heavy, v) for v in values])
-    if not finite.any():
+    if len(finite) == 1 or not finite.any():
         return 1.0
     test = permutation_test((finite,), np.mean, permutation_type="samples", n_resamples=np.inf, vectorized=True)
     return float(min(1.0, test.pvalue))
@@ -394,6 +394,11 @@ def range_noise(sd: float, n: int, points: int, runs: int, level: float = 0.05) 
     Args:
         sd, n: standard deviation of runs that differ in their seeds only, and how many they were.
     """
+    return _range_quantile(points, n - 1, level) * sd / math.sqrt(runs)
+
+
+@functools.cache
+def _range_quantile(points: int, freedom: int, level: float) -> float:
     from scipy.stats import studentized_range  # type: ignore[import-untyped,unused-ignore]
 
-    return float(studentized_range.ppf(1 - level, points, n - 1)) * sd / math.sqrt(runs)
+    return float(studentized_range.ppf(1 - level, points, freedom))

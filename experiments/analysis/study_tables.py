@@ -64,7 +64,8 @@ def not_yet(progress: Progress) -> list[str]:
 
 
 def _arrow(metric: Metric) -> str:
-    return f"{metric.label}{f' ({metric.unit})' if metric.unit else ''} {'↓' if metric.mode == 'min' else '↑'}"
+    text = f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+    return f"{text} {'↓' if metric.mode == 'min' else '↑'}" if metric.judged else text
 
 
 def _edge(arm: Arm) -> str:
@@ -86,7 +87,7 @@ def arms_table(arms: Sequence[Arm], links: Links) -> list[str]:
     others = list(dict.fromkeys(m for arm in run for m, _ in arm.secondary))
     if others:
         summaries = [dict(arm.secondary) for arm in run]
-        rows = [[_arrow(m) if m.judged else m.label, *(m.summary(found.get(m)) for found in summaries)] for m in others]
+        rows = [[_arrow(m), *(m.summary(found.get(m)) for found in summaries)] for m in others]
         lines += ["Other metrics of the same runs:", "", *markdown_table(["metric", *(a.label for a in run)], rows)]
     return lines
 
@@ -147,8 +148,8 @@ def target_section(found: TaskStudy, names: Iterable[str]) -> list[str]:
     lines += [
         f"Target: {target.metric.label} of {target.metric.number(target.value)}{unit}, the mean of the tuned "
         f"{arm_label(target.arm)} after {target.share:.0%} of its steps. Ratios are FAdam's over the other arm's, "
-        "below 1 is faster: geometric mean over the seeds with 95% bootstrap interval; where a run never got there, which "
-        "counts as worse than any, the median. Seconds were taken on machines shared with other runs.",
+        "below 1 is faster: geometric mean over the seeds with 95% bootstrap interval; where a run never got there, "
+        "which counts as worse than any, the median. Seconds were taken on machines shared with other runs.",
         "",
     ]
     rows = [
@@ -336,8 +337,8 @@ def profile_table(profile: Profile) -> list[str]:
     ]
     header = ["arm", *("best" if d == 0 else f"≤ {d:g}" for d in DISTANCES)]
     return [
-        f"Share of {len(profile.problems)} problems, one a task and evaluation seed ({words}), on which an arm is at most "
-        "so far behind the best one, in units of the difference that matters in that task.",
+        f"Share of {len(profile.problems)} problems, one a task and evaluation seed ({words}), on which an arm is at "
+        "most so far behind the best one, in units of the difference that matters in that task.",
         "",
         *markdown_table(header, rows),
     ]
