@@ -91,7 +91,7 @@ def left_out(contestant: Contestant, chosen: ParameterSet, count: int, device: t
     if 16 * count > SHARED_ABOVE and need > 0.97 * free:
         return f"needs about {need / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
     if chosen.fused_only and device.type == "cpu" and contestant not in (CONTESTANTS[BASE], CONTESTANTS[OURS]):
-        return "left out on the CPU, where a step takes up to a minute"
+        return "left out on the CPU, to save time and memory"
     return ""
 
 

@@ -69,12 +69,12 @@ def configured(*overrides: str) -> Callable[[], Shapes]:
 
 
 SETS = {
-    "gpt2": ParameterSet("GPT-2 124M", gpt2_shapes, rounds=15),
-    "llama": ParameterSet("Llama 1B (llm_paper)", configured("experiment=llm_paper"), rounds=5, fused_only=True),
+    "gpt2": ParameterSet("GPT-2 124M", gpt2_shapes, rounds=25),
+    "llama": ParameterSet("Llama 1B (llm_paper)", configured("experiment=llm_paper"), rounds=9, fused_only=True),
     "conformer_s": ParameterSet(
-        "Conformer (conformer_s)", configured("experiment=asr_cpu", "model=conformer_s"), rounds=30
+        "Conformer (conformer_s)", configured("experiment=asr_cpu", "model=conformer_s"), rounds=50
     ),
-    "conformer_cpu": ParameterSet("Conformer (asr_cpu)", configured("experiment=asr_cpu"), rounds=100),
+    "conformer_cpu": ParameterSet("Conformer (asr_cpu)", configured("experiment=asr_cpu"), rounds=200),
     "tiny": ParameterSet("tiny, for tests", lambda: [(64, 32), (32,), (1, 2)], rounds=4),
 }
 DEFAULT_SETS = ("gpt2", "llama", "conformer_s", "conformer_cpu")
