@@ -1,4 +1,4 @@
-"""Write the README's table, paper beside ours, from the published run records and `results/paper.yaml`.
+"""Write the README's two tables, verdicts and paper beside ours, from the published run records alone.
 
 python -m experiments.analysis.summary [--readme README.md] [--runs results/runs]
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from experiments.analysis.choose import write_text
 from experiments.analysis.paper import DEFAULT, Paper, load_paper
+from experiments.analysis.plan import planned
 from experiments.analysis.records import (
     COMPARED,
     AnalysisError,
@@ -26,8 +27,11 @@ from experiments.analysis.records import (
 from experiments.analysis.stats import paired_difference, summarise
 from experiments.analysis.tables import markdown_table, reported, scale_in_words
 from experiments.analysis.tasks import SPECS, TaskSpec, arm_label, opponents, values_by_seed
+from experiments.analysis.verdicts import CLAIMS, THEORY, load_claims, load_theory, short_table, verdicts
+from experiments.core.errors import ConfigError
 
 BEGIN, END = "<!-- begin: made by `make tables` -->", "<!-- end -->"
+BEGIN_VERDICTS = "<!-- begin: verdicts, made by `make tables` -->"
 # The measures by which the paper judges each task.
 HEADLINES = {
     "asr": ("test-clean/wer", "test-other/wer"),
@@ -89,17 +93,32 @@ def block(records: Sequence[Record], paper: Paper) -> str:
     return "\n".join([*lines, *notes, "", f"Marks of reported numbers: {marks}"])
 
 
-def insert(text: str, lines: str) -> str:
+def verdict_block(records: Sequence[Record], paper: Paper, claims: str | Path, theory: str | Path) -> str:
+    """The verdict table, and what of the study has not run."""
+    found = verdicts(load_claims(claims, paper.marks), records, load_theory(theory))
+    have = {record.relative for record in records}
+    left = []
+    for task in SPECS:
+        parts: dict[str, list[bool]] = {}
+        for run in planned(task):
+            parts.setdefault(run.tier, []).append(run.record in have)
+        words = [f"`{tier}` {sum(done)} of {len(done)}" for tier, done in parts.items()]
+        left.append(f"{task}: {', '.join(words)}")
+    lines = short_table(found)
+    return "\n".join([*lines, "", f"Records of the study, tier by tier: {'; '.join(left)}."])
+
+
+def insert(text: str, lines: str, begin: str = BEGIN) -> str:
     """`text` with `lines` between the marks.
 
     Raises:
         AnalysisError: the marks are missing.
     """
-    head, begin, rest = text.partition(BEGIN)
+    head, found, rest = text.partition(begin)
     _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise AnalysisError(f"the README lacks the lines {BEGIN!r} and {END!r}, between which its table goes")
-    return f"{head}{BEGIN}\n{lines}\n{END}{tail}"
+    if not found or not end:
+        raise AnalysisError(f"the README lacks the lines {begin!r} and {END!r}, between which its table goes")
+    return f"{head}{begin}\n{lines}\n{END}{tail}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,16 +126,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--runs", default="results/runs", help="root of the records (default: results/runs)")
     parser.add_argument("--paper", default=str(DEFAULT), help=f"the paper's numbers (default: {DEFAULT})")
-    parser.add_argument("--readme", default="README.md", help="file whose table is rewritten (default: README.md)")
+    parser.add_argument("--claims", default=str(CLAIMS), help=f"the claims (default: {CLAIMS})")
+    parser.add_argument("--theory", default=str(THEORY), help=f"record of the Fisher information (default: {THEORY})")
+    parser.add_argument("--readme", default="README.md", help="file whose tables are rewritten (default: README.md)")
     options = parser.parse_args(argv)
     path = Path(options.readme)
     try:
-        made = insert(path.read_text(encoding="utf-8"), block(load_records(options.runs), load_paper(options.paper)))
-    except (AnalysisError, OSError) as error:
+        records, paper = load_records(options.runs), load_paper(options.paper)
+        made = insert(path.read_text(encoding="utf-8"), block(records, paper))
+        made = insert(made, verdict_block(records, paper, options.claims, options.theory), BEGIN_VERDICTS)
+    except (AnalysisError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write_text(path, made)
-    print(f"wrote the table of {path}")
+    print(f"wrote the tables of {path}")
     return 0
 
 

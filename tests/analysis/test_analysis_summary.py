@@ -8,7 +8,7 @@ import pytest
 
 from experiments.analysis.paper import load_paper
 from experiments.analysis.records import AnalysisError, load_records
-from experiments.analysis.summary import BEGIN, END, block, insert, main
+from experiments.analysis.summary import BEGIN, BEGIN_VERDICTS, END, block, insert, main
 from tests.analysis.conftest import record
 
 
@@ -36,9 +36,14 @@ def test_without_an_opponent_there_is_no_row(runs: Path, write) -> None:
 
 def test_only_the_part_between_the_marks_is_written(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nbetween\n{BEGIN_VERDICTS}\nold\n{END}\nafter\n")
     assert main(["--readme", str(readme), "--runs", str(tmp_path / "none")]) == 0
-    assert readme.read_text() == f"before\n{BEGIN}\nNo published records yet.\n{END}\nafter\n"
+    head, rest = readme.read_text().split("\nbetween\n")
+    assert head == f"before\n{BEGIN}\nNo published records yet.\n{END}"
+    assert rest.startswith(f"{BEGIN_VERDICTS}\n| claim | the paper says |")
+    assert "| C1 |" in rest
+    assert "asr: `who` 0 of 52, `why` 0 of 82; llm: `who` 0 of 52" in rest
+    assert rest.endswith(f"{END}\nafter\n")
 
 
 def test_missing_marks_are_named() -> None:
