@@ -12,12 +12,14 @@ from torch import Tensor
 from fadam import FAdam
 from fadam.reference import State, reference_step
 
-PATHS: dict[str, dict[str, Any]] = {
+TORCH_PATHS: dict[str, dict[str, Any]] = {
     "single": {"foreach": False},
     "foreach": {"foreach": True},
     "single-capturable": {"foreach": False, "capturable": True},
     "foreach-capturable": {"foreach": True, "capturable": True},
 }
+# On the host here; what leaves the published algorithm is done by one of the others.
+PATHS = {**TORCH_PATHS, "fused": {"fused": True}, "fused-capturable": {"fused": True, "capturable": True}}
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "scalar": (),

@@ -51,6 +51,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("capturable", "yes", "True or False"),
     ("differentiable", 0, "True or False"),
     ("foreach", "auto", "True, False or None"),
+    ("fused", 1, "True, False or None"),
+    ("stochastic_rounding", None, "True or False"),
     ("momentum_dtype", "bfloat16", "torch.bfloat16"),
     ("fim_dtype", torch.int8, "torch.bfloat16"),
     ("fim_dtype", torch.complex64, "torch.bfloat16"),
@@ -81,9 +83,18 @@ def test_a_refused_group_is_not_added() -> None:
     assert len(opt.param_groups) == 1
 
 
-def test_foreach_with_differentiable_is_refused() -> None:
-    with pytest.raises(ValueError, match="differentiable=True"):
-        FAdam([torch.zeros(2)], foreach=True, differentiable=True)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("foreach", "differentiable"),
+        ("fused", "differentiable"),
+        ("stochastic_rounding", "differentiable"),
+        ("fused", "foreach"),
+    ],
+)
+def test_options_that_exclude_each_other(one: str, other: str) -> None:
+    with pytest.raises(ValueError, match=f"{one}=True is not allowed; .* with {other}=True"):
+        FAdam([torch.zeros(2)], **{one: True, other: True})
 
 
 def test_unknown_options_are_refused() -> None:

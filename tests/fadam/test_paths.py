@@ -160,7 +160,7 @@ def test_untouched_rows_take_the_clip_budget_of_the_decay(path: str) -> None:
 EXTREMES = [0.0, 1e-45, 1e-40, 1e-30, 1e-22, 1e-19, 1.0, 1e15, 1e19, 1e25, 3.4e38]
 
 
-@pytest.mark.parametrize("path", ["single", "foreach"])
+@pytest.mark.parametrize("path", ["single", "foreach", "fused"])
 @pytest.mark.parametrize("momentum", ["natural", "gradient"])
 @pytest.mark.parametrize("eps_mode", ["adaptive", "scaled", "fixed"])
 @pytest.mark.parametrize("rho", [0.2, 0.5, 1.0])

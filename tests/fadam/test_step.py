@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fadam import FAdam, fadam
-from tests.fadam.cases import PATHS, leaves, run, tensors
+from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
 
 SWITCHES: list[dict[str, Any]] = [
     {},
@@ -37,7 +37,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", TORCH_PATHS)
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
 @pytest.mark.parametrize("switches", SWITCHES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -52,7 +52,7 @@ def test_no_value_comes_to_the_host(path: str, lr: Any, switches: dict[str, Any]
         params[3].sum().item()  # the net has no hole
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", TORCH_PATHS)
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_steps_where_there_are_no_values(path: str, lr: Any, switches: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ SCHEDULERS: dict[str, Callable[[FAdam], Any]] = {
 }
 
 
-@pytest.mark.parametrize("path", ["single", "foreach"])
+@pytest.mark.parametrize("path", ["single", "foreach", "fused"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(path: str, name: str) -> None:
     """The step follows whatever the scheduler has put into the group."""
@@ -209,7 +209,7 @@ def test_a_step_count_on_the_wrong_device_is_refused() -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["single", "foreach"])
+@pytest.mark.parametrize("path", ["single", "foreach", "fused"])
 def test_gradient_scaler_skips_a_step_that_overflowed(path: str) -> None:
     p, q = leaves([torch.ones(3)] * 2)
     opt, plain = FAdam([p], **PATHS[path]), FAdam([q], **PATHS[path])
@@ -267,7 +267,7 @@ def test_without_differentiable_nothing_is_recorded() -> None:
     assert opt.state[p]["momentum"].grad_fn is None
 
 
-@pytest.mark.parametrize("path", ["single", "foreach"])
+@pytest.mark.parametrize("path", ["single", "foreach", "fused"])
 def test_compiled_step(path: str) -> None:
     """Traced once, without a host number for t in the graph: steps 2, 3, ... are the same graph."""
     values = [torch.linspace(-1, 1, 6), torch.linspace(1, 2, 4).reshape(2, 2)]
