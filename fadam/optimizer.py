@@ -97,18 +97,32 @@ class FAdam(Optimizer):
         correct_momentum: divide the average by :math:`1 - \beta_1^t`, as Adam does; with
             ``momentum="gradient"`` before metric and clip.
         maximize: ascend instead of descend; the weight decay still shrinks.
-        foreach: use the multi-tensor implementation. None uses it where all tensors of a group are plain
-            tensors on CUDA or XPU devices. It is faster there and holds about three copies of the parameters
-            more meanwhile.
+        foreach: use the multi-tensor implementation. It holds about three copies of the parameters more
+            meanwhile. False is the single-tensor loop (but for sharded parameters, which it does not know).
+            With None and no fused one, it is taken where all tensors of a group are plain tensors on CUDA or
+            XPU devices, since it is faster there.
         capturable: keep the step count on the parameter's device, so that a step can be captured in a graph
             and replayed. Slower otherwise. Set it before the first step.
         differentiable: let autograd record the step. The parameters must then not be leaves that require a
-            gradient, as for torch's own optimizers. Not together with ``foreach=True``.
+            gradient, as for torch's own optimizers. Not together with ``foreach=True`` or ``fused=True``.
         momentum_dtype: dtype of the momentum state; None is the parameter's.
         fim_dtype: dtype of the FIM state; None is the parameter's.
+        fused: use the fused implementation: Triton kernels on CUDA devices, on the host C++ that is compiled
+            at the first step of this machine and user and kept (see :mod:`fadam.fused.cpu`). It passes over
+            memory as few times as there is a way to, and holds no copies. None takes it where it can be had,
+            unless `foreach` is given, and quietly does without where not: without Triton or a compiler, on
+            other devices, for dtypes it does not know, under ``torch.compile``. True fails there, with the
+            reason. It does the published algorithm with any numbers and any `eps_mode`; groups with another
+            `momentum`, `decay` or `correct_momentum` take one of the other implementations, whatever is
+            asked for. The implementations agree to rounding errors, not bit for bit.
+        stochastic_rounding: round a bfloat16 parameter to one of the two numbers around its new value, the
+            nearer the likelier, so that steps much smaller than its resolution of 0.4% add up instead of
+            vanishing. The random bits are a function of t, the tensor's place in its group and the element's
+            in the tensor: replicas agree, a resumed run goes on exactly, and no generator is touched.
+            Without effect on parameters of other dtypes. Not together with ``differentiable=True``.
 
     State, for each parameter that has had a gradient:
-        - ``step``: t, 0-d, float32, on the host unless ``capturable``;
+        - ``step``: t, 0-d, float32, on the host unless ``capturable`` or ``fused=True``;
         - ``momentum``: m_t (or the average of g), shape of the parameter, ``momentum_dtype``;
         - ``fim``: f_t, shape of the parameter, ``fim_dtype``.
 
@@ -119,11 +133,28 @@ class FAdam(Optimizer):
     Arithmetic is in the widest dtype of parameter, gradient and states, in float32 at least; a bfloat16 or
     float16 parameter is rounded once a step. RMS values are accumulated in float64 where the device has it.
 
+    Sharded parameters (DTensor: ``fully_shard``, tensor parallelism, any mesh of Shard and Replicate placements):
+        RMS is over the logical tensor. All of them together, of all groups, take two collectives a step, of two
+        and of one number a tensor; parameters on different meshes two for each mesh. Plain parameters beside them,
+        and so all those under DistributedDataParallel, take none. All processes of a mesh must have gradients for
+        the same sharded parameters, or they wait for each other. States are DTensors placed as the parameter is;
+        `torch.distributed.checkpoint` saves and reshards them. What FSDP1 (FullyShardedDataParallel) has flattened
+        is refused: a process holds pieces of several tensors there, and RMS is over each. It is known by the marks
+        that FSDP1 leaves on its flat parameters and on the views into them. Other libraries that flatten
+        parameters cannot be told from a model with one large vector; do not use them with FAdam.
+
+    With ``fused=True`` in every group, ``torch.amp.GradScaler`` leaves unscaling and skipping to the step, through
+    the attributes ``grad_scale`` and ``found_inf``, as with torch's fused optimizers; the gradients themselves then
+    stay scaled.
+
     Raises:
         ValueError: at construction, or when a group is added, for an option outside its range, naming the
-            option, the value and what is allowed; when loading, for a state that is not FAdam's.
-        RuntimeError: in a step, for a sparse gradient, for ``capturable`` with states on another device, and
-            for a CUDA graph capture without ``capturable``.
+            option, the value and what is allowed, and for parameters flattened by FSDP1; when loading, for a
+            state that is not FAdam's; in a step, for sharded parameters with a Partial placement, or whose
+            gradient or state is not sharded.
+        RuntimeError: for ``fused=True`` where that cannot be had, with the reason; in a step, for a sparse
+            gradient, for ``capturable`` with states on another device, and for a CUDA graph capture without
+            ``capturable``.
 
     Caveats:
         - The loss should be the negative log-probability of a discrete distribution; the squared gradient is
@@ -137,6 +168,8 @@ class FAdam(Optimizer):
         - A bfloat16 FIM cannot follow: one step's change of 0.1% is below its resolution of 0.4%, so that it
           grows on gradients well above its own and does not shrink. A float16 one loses gradients under 2e-4.
           Train such parameters with ``fim_dtype=torch.float32``.
+        - The same holds for a bfloat16 parameter: what a step changes by less than half its resolution is lost
+          without ``stochastic_rounding``, small weight decays first.
         - In float32 a squared gradient overflows above 1.8e19 and vanishes under about 1e-21. The FIM then
           stays at the largest number (such entries get more than their share of the clipped step), or is 0,
           which leaves the metric to eps_t. Quotients stop at the largest number too. So finite gradients

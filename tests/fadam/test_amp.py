@@ -1,0 +1,106 @@
+"""Gradient scaling: what a scaler hands to `step` through `grad_scale` and `found_inf`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fadam import FAdam
+from fadam.optimizer import initial_state
+from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
+
+FUSED: list[dict[str, Any]] = [{}, {"momentum": "gradient"}, {"decay": "decoupled"}]
+
+
+def given(opt: FAdam, grad_scale: float | None, found_inf: float) -> None:
+    """As torch.amp.GradScaler does it."""
+    opt.grad_scale = None if grad_scale is None else torch.tensor(grad_scale)  # type: ignore[attr-defined]
+    opt.found_inf = torch.tensor(found_inf)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_on_scaled_gradients_is_the_step(path: str, dtype: torch.dtype) -> None:
+    values = tensors(dtype, seed=1000)
+    params, others = leaves(values), leaves(values)
+    opt, plain = FAdam(params, **PATHS[path]), FAdam(others, **PATHS[path])
+    given(opt, 1024.0, 0.0)
+    run(opt, params, lambda t: [1024 * g for g in tensors(dtype, seed=t)], 3)
+    run(plain, others, lambda t: tensors(dtype, seed=t), 3)
+    torch.testing.assert_close(params, others, rtol=0, atol=0)
+    given(opt, None, 0.0)  # after scaler.unscale_
+    run(opt, params, lambda t: tensors(dtype, seed=t), 1)
+    run(plain, others, lambda t: tensors(dtype, seed=t), 1)
+    torch.testing.assert_close(params, others, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "known"), [*((path, True) for path in PATHS), *((path, False) for path in TORCH_PATHS)]
+)
+def test_nothing_changes_where_something_overflowed(path: str, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number is read where the host has it; it is not looked at otherwise, as in a traced graph."""
+    if not known:
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    values = tensors(torch.float32, seed=1000)
+    params, others = leaves(values), leaves(values)
+    opt, plain = FAdam(params, **PATHS[path]), FAdam(others, **PATHS[path])
+    for t, found in enumerate([0.0, 1.0, 0.0, 2.0, 0.0]):
+        given(opt, 8.0, found)
+        grads = tensors(torch.float32, seed=t)
+        run(opt, params, lambda _, g=grads, f=found: [8 * x * (math.inf if f else 1.0) for x in g], 1)
+        if not found:
+            run(plain, others, lambda _, g=grads: g, 1)
+    torch.testing.assert_close(params, others, rtol=1e-6, atol=1e-7)
+    for p, q in zip(params, others, strict=True):
+        for name in ("step", "momentum", "fim"):
+            torch.testing.assert_close(opt.state[p][name], plain.state[q][name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("switches", FUSED)
+@pytest.mark.parametrize("unscale_first", [False, True])
+def test_a_scaler_leaves_it_to_the_step(switches: dict[str, Any], unscale_first: bool) -> None:
+    p, q = leaves([torch.ones(3)] * 2)
+    opt, plain = FAdam([p], fused=True, **switches), FAdam([q], **switches)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
+    for factor in (1.0, math.inf, 2.0):
+        opt.zero_grad()
+        scaler.scale((factor * p).sum()).backward()
+        scaled: Tensor = p.grad.clone()  # type: ignore[union-attr]
+        if unscale_first:
+            scaler.unscale_(opt)
+        scaler.step(opt)
+        if not unscale_first:
+            torch.testing.assert_close(p.grad, scaled, rtol=0, atol=0)  # no pass over the gradients of its own
+        scaler.update()
+        assert not hasattr(opt, "found_inf")
+        if math.isfinite(factor):
+            plain.zero_grad()
+            (factor * q).sum().backward()
+            plain.step()
+    assert scaler.get_scale() == 512.0
+    assert opt.state[p]["step"].item() == 2
+    torch.testing.assert_close(p, q)
+
+
+def test_only_where_every_group_is_fused() -> None:
+    opt = FAdam([torch.ones(3)], fused=True)
+    assert opt._step_supports_amp_scaling
+    opt.add_param_group({"params": [torch.ones(2)], "fused": None})
+    assert not opt._step_supports_amp_scaling
+    assert not FAdam([torch.ones(3)])._step_supports_amp_scaling
+
+
+def test_the_step_count_is_where_the_overflow_is_known() -> None:
+    p = torch.empty(3, device="meta")
+    for options, device in (({"fused": True}, "meta"), ({"capturable": True}, "meta"), ({}, "cpu")):
+        (group,) = FAdam([p], **options).param_groups
+        assert initial_state(p, group)["step"].device.type == device
+    opt = FAdam([p])
+    p.grad = torch.empty_like(p)
+    opt.found_inf = torch.empty((), device="meta")  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="fused=True or capturable=True"):
+        opt.step()
