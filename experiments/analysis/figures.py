@@ -72,7 +72,8 @@ def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int,
     return [(s, statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for s, v in columns]
 
 
-def _canvas(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+def canvas(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    """An empty figure without a window, and its axes by row and column."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -132,7 +133,7 @@ def curves_figure(records: Sequence[Record], spec: TaskSpec) -> Figure | None:
     if not metrics:
         return None
     parts = sections(runs)
-    figure, axes = _canvas(len(parts), len(metrics))
+    figure, axes = canvas(len(parts), len(metrics))
     for row, (scale, variant) in zip(axes, parts, strict=True):
         here = select(runs, scale=scale, variant=variant)
         check_one_kind(here, f"the curves of {spec.name} {scale}{f' {variant}' if variant else ''}")
@@ -151,7 +152,7 @@ def tuning_figure(records: Sequence[Record], spec: TaskSpec) -> Figure | None:
     if not trials:
         return None
     parts = sections(trials)
-    figure, axes = _canvas(len(parts), 1)
+    figure, axes = canvas(len(parts), 1)
     for (axis,), (scale, variant) in zip(axes, parts, strict=True):
         here = select(trials, scale=scale, variant=variant)
         choices = choose(here, f"the tuning figure of {spec.name} {scale}{f' {variant}' if variant else ''}")

@@ -175,10 +175,8 @@ def train(task: Problem, batch: int, stages: dict[str, int], seed: int = SEED) -
     for step in range(1, max(stages.values()) + 1):
         chosen = torch.randint(SAMPLES, (batch,), generator=generator)
         loss = -task.log_likelihood(task.model(task.inputs[chosen]), task.targets[chosen]).mean()
-        adam.zero_grad()
-        loss.backward()
-        for weight, twin in zip(weights, twins, strict=True):
-            twin.grad = weight.grad
+        for weight, twin, gradient in zip(weights, twins, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad = twin.grad = gradient
         if step in names:
             before = sample_gradients(task)
             empirical, true = before.square().mean(0), true_fisher(task)
