@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from experiments.asr.data import SpeechBatch
+from experiments.asr.features import frame_count
+from experiments.asr.librispeech import SAMPLE_RATE
 from experiments.asr.text import Tokenizer
 from experiments.core.errors import ConfigError
 from experiments.core.module import TaskModule
@@ -133,6 +136,14 @@ class SpeechModule(TaskModule):
 
     def seen(self, batch: SpeechBatch) -> dict[str, float]:
         return {"hours": batch.frames * self.data.frame_seconds / 3600.0, "utterances": float(len(batch.ids))}
+
+    def probe(self, data: DictConfig) -> Tensor:
+        # Without the table of CTC, (B, T', 2 S + 1), which is small beside the encoder.
+        frames = frame_count(int(data.max_seconds * SAMPLE_RATE))
+        utterances = min(data.max_utterances, int(data.batch_seconds // data.max_seconds))
+        features = torch.zeros(utterances, frames, data.n_mels)
+        log_probs, _ = self.model(features, torch.full((utterances,), frames))  # (B, T', V)
+        return log_probs.mean()
 
     def samples(self) -> list[dict[str, Any]]:
         """Ten transcripts beside their references: the same utterances in every run, spread over the test splits."""

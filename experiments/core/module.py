@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -80,6 +81,13 @@ class TaskModule(LightningModule):
     @abstractmethod
     def seen(self, batch: Any) -> dict[str, float]:
         """What one training batch holds, in the units of the run record, such as `{"hours": 0.01}`."""
+
+    @abstractmethod
+    def probe(self, data: DictConfig) -> Tensor:
+        """The loss of a made-up training batch, of the largest size that a `data` config allows; for counting memory.
+
+        No trainer and no data are needed, and the tensors need not have any memory.
+        """
 
     def samples(self) -> list[dict[str, Any]]:
         """A few results to look at, kept in the run record; asked for after testing."""

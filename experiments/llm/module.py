@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.core.errors import ConfigError
@@ -141,6 +142,11 @@ class LanguageModule(TaskModule):
 
     def seen(self, batch: TextBatch) -> dict[str, float]:
         return {"tokens": float(batch.inputs.numel()), "sequences": float(len(batch.inputs))}
+
+    def probe(self, data: DictConfig) -> Tensor:
+        tokens = torch.zeros(data.batch_size, data.length, dtype=torch.int64)  # (B, T)
+        loss: Tensor = self.model(tokens, tokens).mean()
+        return loss
 
     def _continue_prompts(self) -> list[dict[str, Any]]:
         """The same beginnings of test documents in every run, each continued greedily and by sampling."""

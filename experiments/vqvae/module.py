@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.core.errors import ConfigError
 from experiments.core.module import TaskModule
+from experiments.vqvae.likelihood import CHANNELS
 from experiments.vqvae.metrics import SplitScores, perceptual_metrics
 from experiments.vqvae.model import VQVAE, Output
 from experiments.vqvae.pictures import codebook_plot, reconstruction_picture
@@ -126,6 +128,14 @@ class ImageModule(TaskModule):
 
     def on_test_epoch_end(self) -> None:
         self.report_scores("test", self.test_scores)
+
+    def probe(self, data: DictConfig) -> Tensor:
+        size = getattr(self.model, "image_size", 32)
+        images = torch.zeros(data.batch_size, CHANNELS, size, size, dtype=torch.uint8)
+        self.model.quantiser.eval()  # moves no codes, which would need their values
+        output = self.model(images)
+        losses = output.quantised.codebook_loss + output.quantised.commitment_loss
+        return self.nll(output, images).mean() + losses
 
     def seen(self, batch: Tensor) -> dict[str, float]:
         return {"images": float(len(batch))}
