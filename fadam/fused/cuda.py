@@ -19,6 +19,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -58,6 +59,8 @@ def refusal(
             return f"on CUDA devices it has {name}={only!r} only"
     if options.get("differentiable", False):
         return "it has no autograd"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):  # without tuples among arguments
+        return f"it needs Triton 3.3 or later, not {triton.__version__}"
     if torch.version.hip is not None:
         return "it has not been tried on ROCm"
     if not torch.cuda.is_available():
@@ -324,7 +327,7 @@ class CudaBackend:
         plan = _plan(params, grads[0].dtype, momentums, fims, numels, offsets, index, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
         partials = torch.empty((3, plan.n_chunks), dtype=torch.float64, device=self._device)
-        part = _Part(plan, gradients, partials)
+        part = _Part(plan, gradients, partials, tensors)
         if capturable or not steps[0].is_cpu:
             part.weights = torch.empty((3, plan.n), dtype=torch.float32, device=self._device)
             self._launch(
@@ -349,8 +352,9 @@ class CudaBackend:
 class _Part:
     """Tensors of a step that agree in their dtypes, and what their kernels need."""
 
-    def __init__(self, plan: _Plan, gradients: Tensor, partials: Tensor) -> None:
+    def __init__(self, plan: _Plan, gradients: Tensor, partials: Tensor, tensors: list[list[Tensor]]) -> None:
         self.plan = plan
+        self.tensors = tensors  # so that they stay where the tables say
         self.gradients = gradients  # addresses, int64 (n,)
         self.partials = partials  # sums of g^2, n^2 and w^2 of each chunk, float64 (3, n_chunks)
         # beta2_t, 1 - beta2_t and t: one number for all tensors, or a table, float32 (3, n)

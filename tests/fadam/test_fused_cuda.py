@@ -1,0 +1,638 @@
+"""The Triton kernels without a GPU: numbers by Triton's interpreter, machine code by its compiler for two GPUs."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from fadam import fadam
+from fadam.fused import cuda
+from fadam.fused.cuda import CudaBackend, refusal
+from tests.fadam.triton_interpreter import interpreted
+
+DEFAULTS: dict[str, Any] = {
+    "lr": 0.01,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "eps2": 0.01,
+    "clip": 1.0,
+    "rho": 0.5,
+    "weight_decay": 0.1,
+    "eps_mode": "adaptive",
+}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "no decay": {"weight_decay": 0},
+    "clip 0.5": {"clip": 0.5},
+    "no clip": {"clip": None},
+    "no clip, no decay": {"clip": None, "weight_decay": 0.0},
+    "scaled": {"eps_mode": "scaled", "eps": 0.1},
+    "scaled, rho 0.3": {"eps_mode": "scaled", "eps": 0.1, "rho": 0.3},
+    "fixed": {"eps_mode": "fixed", "eps": 0.01},
+    "fixed, no clip": {"eps_mode": "fixed", "clip": None},
+    "rho 0.25": {"rho": 0.25},
+    "rho 0.7, eps large": {"rho": 0.7, "eps": 0.5},
+    "rho 1": {"rho": 1.0},
+    "eps 0": {"eps": 0.0},
+    "eps2 large": {"eps": 1.0, "eps2": 3.0},
+    "betas 0": {"beta1": 0.0, "beta2": 0.0},
+    "maximize": {"maximize": True},
+}
+
+
+class Group:
+    """Parameters and their state, stepped by the kernels in the interpreter."""
+
+    def __init__(
+        self,
+        values: Sequence[Tensor],
+        momentum_dtype: torch.dtype | None = None,
+        fim_dtype: torch.dtype | None = None,
+        capturable: bool = False,
+        **options: Any,
+    ) -> None:
+        self.params = [x.clone(memory_format=torch.preserve_format) for x in values]
+        self.momentums = [torch.zeros_like(x, dtype=momentum_dtype) for x in values]
+        self.fims = [torch.ones_like(x, dtype=fim_dtype) for x in values]
+        self.steps = [torch.zeros(()) for _ in values]
+        self.options = {**DEFAULTS, "capturable": capturable, **options}
+
+    @property
+    def tensors(self) -> tuple[list[Tensor], ...]:
+        return self.params, self.momentums, self.fims
+
+    def backend(self, grads: Sequence[Tensor], **options: Any) -> CudaBackend:
+        for step in self.steps:
+            step += 1
+        grads = [g.to(p.dtype) for g, p in zip(grads, self.params, strict=True)]
+        return CudaBackend(self.params, grads, self.momentums, self.fims, self.steps, **{**self.options, **options})
+
+    def step(self, grads: Sequence[Tensor], **options: Any) -> None:
+        with interpreted():
+            self.backend(grads, **options).run()
+
+
+class Oracle:
+    """The same by the single-tensor loop in float64, which other tests hold against the paper."""
+
+    def __init__(self, values: Sequence[Tensor], **options: Any) -> None:
+        self.params = [x.double() for x in values]
+        self.states = [torch.zeros_like(x) for x in self.params], [torch.ones_like(x) for x in self.params]
+        self.steps = [torch.zeros(()) for _ in values]
+        self.options = {**DEFAULTS, **options}
+
+    def step(self, grads: Sequence[Tensor]) -> None:
+        grads = [g.double() for g in grads]
+        fadam(self.params, grads, *self.states, self.steps, foreach=False, fused=False, **self.options)
+
+
+def normal(*shapes: tuple[int, ...], seed: int = 0, scale: float = 1.0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def close(group: Group, oracle: Oracle, rtol: float = 1e-5, atol: float = 2e-6) -> None:
+    for p, theta in zip(group.params, oracle.params, strict=True):
+        torch.testing.assert_close(p.double(), theta, rtol=rtol, atol=atol)
+
+
+def copies(group: Group) -> list[Tensor]:
+    return [x.clone() for tensors in group.tensors for x in tensors]
+
+
+def equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(some, others, strict=True))
+
+
+SHAPES = (), (5, 7), (1100,)
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_every_option(case: str) -> None:
+    """Gradients from tiny, where eps_t < eps, to large, with zeros among them."""
+    values = normal(*SHAPES, seed=100)
+    group, oracle = Group(values, **OPTIONS[case]), Oracle(values, **OPTIONS[case])
+    for t, scale in enumerate((1e-7, 1.0, 1e-9, 100.0)):
+        grads = normal(*SHAPES, seed=t, scale=scale)
+        grads[2][::3] = 0
+        group.step(grads)
+        oracle.step(grads)
+    close(group, oracle)
+
+
+@pytest.mark.parametrize("scale", [1e-17, 1e17])
+@pytest.mark.parametrize("rho", [0.5, 0.4])
+def test_small_and_large_gradients(scale: float, rho: float) -> None:
+    values = normal(*SHAPES, seed=100)
+    group, oracle = Group(values, rho=rho), Oracle(values, rho=rho)
+    for t in range(4):
+        grads = normal(*SHAPES, seed=t, scale=scale)
+        group.step(grads)
+        oracle.step(grads)
+    close(group, oracle)
+
+
+BORDERS = (1,), (7,), (9,), (1023,), (1024,), (1025,), (2048,), (2049,), (4103,)
+
+
+@pytest.mark.parametrize("chunk", [2048, 4096])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_sizes_around_blocks_and_chunks(chunk: int, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as views that begin one element off, which leaves no 16-byte access; nothing outside is touched."""
+    monkeypatch.setattr(cuda, "_CHUNKS", (chunk, chunk))
+    values = normal(*BORDERS, seed=100)
+    group, oracle = Group(values), Oracle(values)
+    whole: list[Tensor] = []
+    for tensors in group.tensors:
+        for i, x in enumerate(tensors):
+            room = torch.full((x.numel() + 9,), math.pi)
+            whole.append(room)
+            tensors[i] = room[shift : shift + x.numel()].copy_(x)
+    for t in range(2):
+        grads = normal(*BORDERS, seed=t, scale=10.0 ** (-9 * t))
+        group.step(grads)
+        oracle.step(grads)
+    close(group, oracle)
+    for room, (size,) in zip(whole, 3 * BORDERS, strict=True):
+        assert (room[:shift] == math.pi).all()
+        assert (room[shift + size :] == math.pi).all()
+
+
+def test_strides() -> None:
+    dense = normal((2, 3, 4, 5))[0].to(memory_format=torch.channels_last)
+    transposed, sliced = normal((6, 4))[0].t(), normal((4, 6))[0][:, ::2]
+    values = [dense, transposed, sliced]
+    group, oracle = Group(values), Oracle(values)
+    group.params[2] = torch.zeros(4, 6)[:, ::2].copy_(sliced)  # with gaps, as the clone is not
+    for t in range(2):
+        grads = normal((2, 3, 4, 5), (4, 6), (4, 3), seed=t)
+        grads[0] = grads[0].to(memory_format=torch.channels_last) if t else grads[0]
+        grads[2] = grads[2][:1].expand(4, 3)
+        group.step(grads)
+        oracle.step(grads)
+    close(group, oracle)
+    assert group.params[0].is_contiguous(memory_format=torch.channels_last)
+    assert group.params[2].stride() == (6, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_parameters_are_rounded_once_a_step(dtype: torch.dtype) -> None:
+    values = [x.to(dtype) for x in normal((3001,), seed=100)]
+    group, oracle = Group(values, torch.float32, torch.float32), Oracle(values)
+    for t in range(4):
+        grads = [g.to(dtype) for g in normal((3001,), seed=t)]
+        group.step(grads)
+        oracle.step(grads)
+        oracle.params = [theta.to(dtype).double() for theta in oracle.params]
+    # float32 and float64 round to neighbours now and then, and never further apart than that.
+    assert (group.params[0].double() != oracle.params[0]).double().mean() < 0.01
+    close(group, oracle, rtol=torch.finfo(dtype).eps, atol=1e-3)
+
+
+def test_states_of_low_precision() -> None:
+    """Computed in float32 from the stored states, and rounded when they are stored."""
+    group, oracle = Group(normal((200,), seed=100), torch.bfloat16, torch.float16), Oracle(normal((200,), seed=100))
+    for t in range(3):
+        for state, exact in zip((group.momentums, group.fims), oracle.states, strict=True):
+            exact[0].copy_(state[0])
+        oracle.params[0].copy_(group.params[0])
+        grads = normal((200,), seed=t)
+        group.step(grads)
+        oracle.step(grads)
+        close(group, oracle, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(group.momentums[0], oracle.states[0][0].to(torch.bfloat16), rtol=0.008, atol=1e-9)
+        torch.testing.assert_close(group.fims[0], oracle.states[1][0].to(torch.float16), rtol=0.001, atol=1e-7)
+
+
+def test_states_stay_finite_in_float16() -> None:
+    group = Group([torch.ones(3)], torch.float16, torch.float16, clip=None, eps=0.0, rho=1.0)
+    group.step([torch.tensor([1e-6, 1e4, 1.0])])
+    assert group.momentums[0].tolist() == [
+        torch.finfo(torch.float16).max,
+        pytest.approx(1e-5, rel=0.02),
+        pytest.approx(0.1, rel=1e-3),
+    ]
+    assert group.fims[0].tolist() == [0.0, torch.finfo(torch.float16).max, 1.0]
+
+
+def test_mixed_dtypes_in_one_group() -> None:
+    values = [x.to(dtype) for x, dtype in zip(normal(*3 * [(40,)]), cuda._TYPES, strict=True)]
+    together, alone = Group(values), [Group([x]) for x in values]
+    for t in range(2):
+        grads = normal(*3 * [(40,)], seed=t)
+        together.step(grads)
+        for group, g in zip(alone, grads, strict=True):
+            group.step([g])
+    assert equal(copies(together), [x for k in range(3) for group in alone for x in group.tensors[k]])
+
+
+def test_a_gradient_may_have_another_dtype() -> None:
+    group, other = Group(normal((30,), (31,))), Group(normal((30,), (31,)))
+    grads = [g.bfloat16() for g in normal((30,), (31,), seed=1)]
+    group.step([g.float() for g in grads])
+    for step in other.steps:
+        step += 1
+    with interpreted():
+        CudaBackend(other.params, grads, other.momentums, other.fims, other.steps, **other.options).run()
+    assert equal(copies(group), copies(other))
+
+
+def test_two_runs_agree_to_the_bit() -> None:
+    groups = [Group(normal((5000,), (3, 3), seed=100)) for _ in range(2)]
+    for group in groups:
+        for t in range(2):
+            group.step(normal((5000,), (3, 3), seed=t))
+    assert equal(copies(groups[0]), copies(groups[1]))
+
+
+@pytest.mark.parametrize("case", ["defaults", "no decay", "no clip", "scaled", "fixed", "rho 0.7, eps large"])
+def test_the_phases_are_the_whole_step(case: str) -> None:
+    """One number may differ by rounding: eps^(2 rho) is taken where eps_t is found to be eps, in both."""
+    shapes = (3000,), (4, 4)
+    values = normal(*shapes, seed=100)
+    at_once, apart = Group(values, **OPTIONS[case]), Group(values, **OPTIONS[case])
+    for t, scale in enumerate((1.0, 1e-9)):
+        grads = normal(*shapes, seed=t, scale=scale)
+        at_once.step(grads)
+        with interpreted():
+            backend = apart.backend(grads)
+            sums = backend.gradient_sums()
+            metric = backend.metric_sums(sums)
+            backend.apply(metric)
+        if case != "fixed":
+            torch.testing.assert_close(sums, torch.stack([g.double().square().sum() for g in grads]))
+        assert (sums.shape, metric.shape, sums.dtype, metric.dtype) == ((2,), (2, 2), torch.float64, torch.float64)
+    assert equal(copies(at_once), copies(apart))
+
+
+def test_shards_whose_sums_are_added_up_are_the_whole_tensor() -> None:
+    values = [x.bfloat16() for x in normal((500,), (2100,), seed=100)]
+    whole = Group(values, torch.float32, torch.float32, stochastic_rounding=True)
+    cuts = [slice(0, 300), slice(300, None)]
+    shards = [Group([x[cut] for x in values], torch.float32, torch.float32, stochastic_rounding=True) for cut in cuts]
+    for t in range(2):
+        grads = [g.bfloat16() for g in normal((500,), (2100,), seed=t)]
+        whole.step(grads)
+        with interpreted():
+            backends = [
+                shard.backend([g[cut] for g in grads], numels=[500, 2100], offsets=2 * [cut.start])
+                for shard, cut in zip(shards, cuts, strict=True)
+            ]
+            sums = sum(backend.gradient_sums() for backend in backends)
+            metric = sum(backend.metric_sums(sums) for backend in backends)
+            for backend in backends:
+                backend.apply(metric)
+    for i, p in enumerate(whole.params):
+        assert torch.equal(torch.cat([shard.params[i] for shard in shards]), p)
+
+
+LAUNCHES = {
+    "defaults": {"metric_kernel": 2, "sum_kernel": 2, "apply_kernel": 1},
+    "scaled": {"gradient_kernel": 1, "metric_kernel": 1, "sum_kernel": 2, "apply_kernel": 1},
+    "fixed": {"metric_kernel": 1, "sum_kernel": 1, "apply_kernel": 1},
+    "no clip": {"gradient_kernel": 1, "sum_kernel": 1, "apply_kernel": 1},
+    "fixed, no clip": {"apply_kernel": 1},
+}
+
+
+@pytest.mark.parametrize("case", LAUNCHES)
+@pytest.mark.parametrize("shapes", [[()], 150 * [(3, 3)] + [(20000, 40)]], ids=["one", "many"])
+def test_the_number_of_launches_does_not_depend_on_the_tensors(
+    case: str, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: Counter[str] = Counter()
+    monkeypatch.setattr(CudaBackend, "_launch", lambda self, kernel, *_, **__: launched.update([kernel.__name__]))
+    Group(normal(*shapes), **OPTIONS[case]).backend(normal(*shapes)).run()
+    assert launched == LAUNCHES[case]
+
+    launched.clear()
+    group = Group(normal(*shapes), **OPTIONS[case], capturable=True)
+    group.backend(normal(*shapes)).run()  # this one also compiles address_kernel, for a capture to come
+    launched.clear()
+    group.backend(normal(*shapes)).run()
+    assert launched == {"fim_weights_kernel": 1, **LAUNCHES[case]}
+
+
+def test_found_inf_stops_every_write() -> None:
+    group = Group(normal(*SHAPES))
+    group.step(normal(*SHAPES, seed=1))
+    before = copies(group)
+    group.step([torch.full(shape, math.inf) for shape in SHAPES], found_inf=torch.ones(()))
+    assert equal(copies(group), before)
+
+
+def test_unscaling_of_gradients() -> None:
+    group, other = Group(normal(*SHAPES)), Group(normal(*SHAPES))
+    grads = normal(*SHAPES, seed=1)
+    group.step(grads)
+    amp = {"grad_scale": torch.tensor(1024.0), "found_inf": torch.zeros(())}
+    other.step([1024 * g for g in grads], **amp)
+    assert equal(copies(group), copies(other))
+
+
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01), torch.tensor([0.01], dtype=torch.float64).reshape(())])
+def test_steps_on_the_device_and_steps_that_differ(lr: float | Tensor) -> None:
+    values = normal(*SHAPES, seed=100)
+    host, device, oracle = Group(values, lr=lr), Group(values, lr=lr, capturable=True), Oracle(values, lr=0.01)
+    for group in (host, device, oracle):
+        group.steps[1] += 3
+    for t in range(3):
+        grads = normal(*SHAPES, seed=t)
+        for group in (host, device, oracle):
+            group.step(grads)
+    close(host, oracle)
+    close(device, oracle)
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.9, 0.999999])
+def test_decay_of_the_fim_from_steps_on_the_device(beta2: float) -> None:
+    """In the first step f_0 must be forgotten altogether, and later ones must keep the digits of 1 - beta2^t."""
+    values = [torch.zeros(2)]
+    group, oracle = Group(values, beta2=beta2, capturable=True), Oracle(values, beta2=beta2)
+    group.fims[0].fill_(1e30)
+    for t in range(3):
+        grads = normal((2,), seed=t)
+        group.step(grads)
+        oracle.step(grads)
+        torch.testing.assert_close(group.fims[0].double(), oracle.states[1][0], rtol=1e-6, atol=0)
+
+
+def test_stochastic_rounding_keeps_the_mean() -> None:
+    """lr m is 0.3 of the distance between two bfloat16 numbers, so that rounding to nearest never moves."""
+    size, distance = 20000, 2.0**-7
+    options = {"beta1": 0.0, "lr": 0.3 * distance, "clip": None, "weight_decay": 0.0}
+    group = Group([torch.ones(size, dtype=torch.bfloat16)], torch.float32, torch.float32, **options)
+    ones = [-torch.ones(size)]
+    group.step(ones)
+    assert (group.params[0] == 1).all()
+    group.step(ones, stochastic_rounding=True)
+    moved = (group.params[0].float() - 1) / distance
+    assert set(moved.tolist()) == {0.0, 1.0}
+    assert abs(moved.mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / size)
+    # Neighbours, halves and the next step draw independently of one another.
+    first = moved.bool()
+    assert abs((first[1:] & first[:-1]).double().mean() - 0.09) < 4 * math.sqrt(0.09 * 0.91 / size)
+    assert abs((first[size // 2 :] & first[: size // 2]).double().mean() - 0.09) < 4 * math.sqrt(0.18 * 0.91 / size)
+    group.params[0].fill_(1)
+    group.step(ones, stochastic_rounding=True)
+    second = group.params[0] > 1
+    assert abs((first & second).double().mean() - 0.09) < 4 * math.sqrt(0.09 * 0.91 / size)
+
+
+def test_stochastic_rounding_is_a_function_of_the_step_and_the_place() -> None:
+    groups = [Group(2 * [torch.ones(300, dtype=torch.bfloat16)], stochastic_rounding=True) for _ in range(2)]
+    for group in groups:
+        group.step(2 * normal((300,), seed=1))
+    assert equal(copies(groups[0]), copies(groups[1]))
+    assert not torch.equal(*groups[0].params)
+
+
+def test_stochastic_rounding_leaves_other_dtypes_and_infinities_alone() -> None:
+    values = normal((50,))
+    plain, group = Group(values), Group(values, stochastic_rounding=True)
+    for each in (plain, group):
+        each.step(normal((50,), seed=1))
+    assert equal(copies(plain), copies(group))
+    wide = Group([torch.tensor([math.inf, math.nan, 1.0]).bfloat16()], clip=None, stochastic_rounding=True)
+    wide.step([torch.ones(3)])
+    assert wide.params[0].isfinite().tolist() == [False, False, True]
+
+
+EXTREMES = [0.0, 1e-45, 1e-40, 1e-30, 1e-22, 1e-19, 1.0, 1e15, 1e19, 1e25, 3.4e38]
+
+
+@pytest.mark.parametrize(
+    ("eps_mode", "rho", "dtype", "eps"),
+    [
+        ("adaptive", 0.5, torch.float32, 1e-8),
+        ("adaptive", 0.5, torch.float32, 0.0),
+        ("adaptive", 0.2, torch.float32, 0.0),
+        ("adaptive", 1.0, torch.float32, 1e-30),
+        ("scaled", 0.5, torch.float32, 1e-8),
+        ("fixed", 0.2, torch.float32, 1e-30),
+        ("adaptive", 0.5, torch.bfloat16, 1e-30),
+        ("adaptive", 0.5, torch.float16, 0.0),
+    ],
+)
+def test_finite_gradients_never_give_nan(eps_mode: str, rho: float, dtype: torch.dtype, eps: float) -> None:
+    """Orders of magnitude in tensors of their own, all in one tensor, and one after another in time."""
+    row = torch.tensor([min(x, torch.finfo(dtype).max) for x in EXTREMES], dtype=dtype)
+    mixed = torch.stack([row, -row.roll(3), row.flip(0)])
+    values = [*torch.ones(len(EXTREMES), 3, dtype=dtype)[::3], torch.ones_like(mixed), mixed]
+    group = Group(values, beta1=0.99, beta2=0.5, eps=eps, rho=rho, eps_mode=eps_mode)
+    sizes = row
+    for t in range(3):
+        group.step([*sizes[::3, None].expand(-1, 3), mixed.roll(t, 1), -mixed])
+        sizes = sizes.roll(4) if t % 2 else 0 * sizes
+        for tensors in (group.momentums, group.fims, group.params[:-1]):
+            assert torch.cat([x.flatten() for x in tensors]).isfinite().all()
+        assert not group.params[-1].isnan().any()  # this one starts at the largest number there is
+
+
+def test_gradients_of_zero_move_nothing() -> None:
+    group = Group(normal(*SHAPES))
+    group.step([torch.zeros(shape) for shape in SHAPES])
+    assert equal(group.params, normal(*SHAPES))
+
+
+def test_tiny_gradients_with_a_large_weight_keep_the_clipped_decay() -> None:
+    """theta / d overflows float32 here; the clipped decay still points at 0 with an RMS of 1."""
+    group = Group([torch.tensor([1.0, -1.0])], lr=1.0, beta1=0.0, weight_decay=0.5)
+    group.step([torch.full((2,), 1e-38)])
+    torch.testing.assert_close(group.params[0], torch.tensor([-0.5, -1.5]))
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_gradient_that_is_not_finite_is_not_hidden(bad: float, clip: float | None) -> None:
+    group = Group([torch.ones(3), torch.ones(3)], clip=clip)
+    group.step([torch.tensor([1.0, bad, 1.0]), torch.ones(3)])
+    assert not group.params[0][1].isfinite()
+    assert group.params[1].isfinite().all()
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty cache of plans, and none kept for captured graphs."""
+    kept: Any = type(cuda._plans)()
+    monkeypatch.setattr(cuda, "_plans", kept)
+    monkeypatch.setattr(cuda, "_captured_plans", [])
+    return kept
+
+
+def test_tables_are_made_once_and_follow_the_gradients(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    send = cuda._to_device
+    monkeypatch.setattr(cuda, "_to_device", lambda *args: sent.append(args) or send(*args))
+    values, kept = normal(*SHAPES), []
+    group, oracle = Group(values), Oracle(values)
+    for t, copied in enumerate((3, 1, 0)):
+        if t < 2:
+            grads = normal(*SHAPES, seed=t)
+            kept.append(grads)  # so that the next ones lie elsewhere
+        sent.clear()
+        group.step(grads)
+        oracle.step(grads)
+        assert len(sent) == copied
+    close(group, oracle)
+    assert len(plans) == 1
+
+
+def test_the_cache_of_tables_is_bounded(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_KEPT", 2)
+    monkeypatch.setattr(CudaBackend, "_launch", lambda *_, **__: None)
+    groups = [Group(normal((3,))) for _ in range(4)]
+    for group in groups:
+        group.backend(normal((3,))).run()
+    assert len(plans) == 2
+
+
+def test_a_capture_copies_nothing_from_the_host(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_ADDRESSES", 2)
+    shapes = 3 * [(3,)]
+    values = normal(*shapes)
+    group, oracle = Group(values, capturable=True), Oracle(values)
+    grads = normal(*shapes, seed=0)
+    group.step(grads)
+    oracle.step(grads)
+    (plan,) = plans.values()
+    monkeypatch.setattr(cuda, "_is_capturing", lambda device: True)
+    monkeypatch.setattr(cuda, "_to_device", lambda *_: pytest.fail("a copy from the host"))
+    for t in (1, 2):
+        grads = normal(*shapes, seed=t)
+        group.step(grads)
+        oracle.step(grads)
+    close(group, oracle)
+    assert cuda._captured_plans == 2 * [plan]
+    with pytest.raises(RuntimeError, match="take one outside the graph"):
+        Group(values, capturable=True).step(grads)
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = {"momentum": "natural", "decay": "natural", "correct_momentum": False, "differentiable": False}
+    for name, value in (("momentum", "gradient"), ("decay", "decoupled"), ("correct_momentum", True)):
+        assert f"has {name}=" in str(refusal([], [], [], [], {**published, name: value}))
+    assert refusal([], [], [], [], {**published, "differentiable": True}) == "it has no autograd"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert refusal([], [], [], [], published) == "there is no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "8.0 or later, not 7.5" in str(refusal([], [], [], [], published))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert refusal([], [], [], [], published) is None
+    x = [torch.ones(2)]
+    assert refusal(x, x, x, x, published) == "there are cpu tensors among CUDA ones"
+    with interpreted():  # which is for tests alone
+        assert refusal(x, x, x, x, published) is not None
+
+    def on_cuda(dtype: torch.dtype) -> list[Any]:
+        return [SimpleNamespace(device=torch.device("cuda"), dtype=dtype)]
+
+    single, double = on_cuda(torch.float32), on_cuda(torch.float64)
+    assert refusal(single, single, single, on_cuda(torch.bfloat16), published) is None
+    assert "no torch.float64 tensors" in str(refusal(single, single, double, single, published))
+    monkeypatch.setattr(triton, "__version__", "3.2.0")
+    assert refusal([], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
+
+
+class Target:
+    """As much of a Triton driver as compiling needs."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+Compile = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def compiled(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Compile:
+    """Compile what a step would launch, with the arguments it would launch it with, for a GPU that is not there."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    known: dict[str, Any] = {}
+
+    def launch(self: CudaBackend, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        name = kernel.__name__ + "".join(f" {x}" for x in ("GUESS", "REDO") if options.get(x))
+        known[name] = kernel.warmup(*args, grid=grid, **options)
+
+    def compile(capability: int, group: Group, **options: Any) -> dict[str, Any]:
+        known.clear()
+        monkeypatch.setattr(triton.runtime.driver, "_active", Target(capability))
+        monkeypatch.setattr(CudaBackend, "_launch", launch)
+        group.backend(normal(*(p.shape for p in group.params)), **options).run()
+        return dict(known)
+
+    return compile
+
+
+def accesses(kernel: Any) -> Counter[str]:
+    """Loads and stores in global memory, by width."""
+    return Counter(
+        re.findall(r"((?:ld|st)\.global(?:\.v\d)?\.b\d+)", kernel.asm["ptx"].replace(".L1::evict_normal", ""))
+    )
+
+
+def spilled(kernel: Any, path: Any) -> int:
+    """Bytes of the stack a thread needs, which is where registers are spilled to."""
+    path.write_bytes(kernel.asm["cubin"])
+    tool = triton.knobs.nvidia.cuobjdump.path
+    usage = subprocess.run([tool, "-res-usage", str(path)], capture_output=True, text=True, check=True)
+    (stack,) = re.findall(r"STACK:(\d+)", usage.stdout + usage.stderr)
+    return int(stack)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_compiler_takes_the_published_step(capability: int, compiled: Compile, tmp_path: Any) -> None:
+    """With 16-byte accesses: three loads for the sums, four loads and three stores for the update; no spilling."""
+    kernels = compiled(capability, Group(normal((5000,))))
+    metric, apply = kernels["metric_kernel GUESS"], kernels["apply_kernel"]
+    assert accesses(metric)["ld.global.v4.b32"] == 3
+    assert accesses(apply)["ld.global.v4.b32"] == 4
+    assert accesses(apply)["st.global.v4.b32"] == 3
+    assert "metric_kernel REDO" in kernels
+    assert "sum_kernel" in kernels
+    for kernel in kernels.values():
+        assert spilled(kernel, tmp_path / "kernel.cubin") == 0
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "scaled", "no clip"])
+def test_the_compiler_takes_the_options(case: str, compiled: Compile, tmp_path: Any) -> None:
+    amp = {"grad_scale": torch.ones(()), "found_inf": torch.ones(())}
+    if case == "bfloat16":
+        group = Group([torch.ones(5000, dtype=torch.bfloat16)], capturable=True, rho=0.3, lr=torch.tensor(0.1))
+        kernels = compiled(90, group, stochastic_rounding=True, maximize=True, **amp)
+        assert accesses(kernels["apply_kernel"])["st.global.v4.b32"] == 3
+        assert {"fim_weights_kernel", "address_kernel", "metric_kernel REDO"} <= kernels.keys()
+    elif case == "scaled":
+        group = Group(normal((5000,), (3,)), torch.bfloat16, torch.float16, eps_mode="scaled", rho=1.0, weight_decay=0)
+        group.steps[0] += 1
+        kernels = compiled(90, group, **amp)
+        assert accesses(kernels["gradient_kernel"])["ld.global.v4.b32"] == 2
+    else:
+        kernels = compiled(90, Group(normal((5000,)), eps_mode="fixed", clip=None))
+        assert kernels.keys() == {"apply_kernel"}
+    for kernel in kernels.values():
+        assert spilled(kernel, tmp_path / "kernel.cubin") == 0
