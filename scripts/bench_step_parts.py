@@ -289,8 +289,8 @@ def probes(
                     found[name] = pool.submit(probe_cpu, name, shapes).result()
                 else:
                     found[name] = probe_cuda(name, shapes, device)
-            except Exception:  # the same failure is reported where it is to be timed
-                continue
+            except Exception as error:  # what cannot step at all says so where it is to be timed
+                found[name] = {"not_probed": reason_of(error)}
             finally:
                 gc.collect()
                 if device.type == "cuda":

@@ -15,6 +15,8 @@ from scripts.bench_step import Clock, left_out, line_up, main, summarise, timed_
 from scripts.bench_step_parts import CONTESTANTS, SETS, filled, reason_of, spread
 from scripts.bench_step_table import BASE, COPY, GOALS, OURS, PORT, Goal, judge, report, section_table, verdict
 
+pytestmark = pytest.mark.timeout(900)  # a dozen fresh processes: seconds, or minutes on a busy machine
+
 CPU = torch.device("cpu")
 SHAPES = [(64, 32), (32,), (1, 2)]
 
