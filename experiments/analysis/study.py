@@ -115,6 +115,7 @@ class Comparison:
     """One arm against another on the evaluation seeds that both have.
 
     Attributes:
+        part: of the planned runs it is between; "interaction", or "secondary" for another metric than the protocol's.
         primary: whether it belongs to the family that Holm's correction is for: FAdam against its declared opponent,
             FAdam against itself without each correction, and the interaction with the likelihood, on all tasks.
         matters: the smallest difference that would matter, in the units of the metric (or 1 where `metric` is None:
@@ -141,9 +142,10 @@ class Comparison:
     @property
     def label(self) -> str:
         text = f"{arm_label(self.arm)} against {arm_label(self.opponent)}"
-        if self.part not in ("continuous", "interaction"):
+        if self.part not in ("continuous", "interaction", "secondary"):
             return text
-        return f"{text}, {self.variant}, {self.metric.label if self.metric else 'in units of what matters'}"
+        unit = self.metric.label if self.metric else "in units of what matters"
+        return ", ".join(part for part in (text, self.variant, unit) if part)
 
     def number(self, value: float | None) -> str:
         """A gain in the units of the metric, with its sign."""
@@ -285,6 +287,23 @@ class Study:
     same_metric: Comparison | None
     profile: Profile
     family: int
+
+
+def other_metric(
+    task: str, scale: str, name: str, plan: Mapping[str, Any], arm: Sequence[Record], other: Sequence[Record]
+) -> Comparison:
+    """Two arms by another metric that the protocol declares somewhere, with what matters in it.
+
+    Raises:
+        AnalysisError: the protocol declares no such metric.
+    """
+    declared = [plan["metric"], plan["tiers"]["why"].get("continuous", {}).get("metric", {})]
+    found = next((m for m in declared if m.get("name") == name), None)
+    if found is None:
+        raise AnalysisError(f"the protocol of {task} does not say what matters in {name}")
+    metric = metric_of(task_spec(task), found)
+    made = compare_runs(task, scale, "", metric, float(found["matters"]), arm, other)
+    return replace(made, part="secondary", primary=False)
 
 
 def metric_of(spec: TaskSpec, declared: Mapping[str, Any]) -> Metric:

@@ -112,7 +112,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> list[str]:
         "sign-flip p (Holm)",
         "t test p (Holm)",
     ]
-    return markdown_table([*header, "detectable (80% power)", "FAdam is"], rows)
+    return markdown_table([*header, "detectable (80% power)", "FAdam: outcome"], rows)
 
 
 def ratio_text(ratio: Ratio) -> str:
@@ -377,7 +377,15 @@ def overview(found: Study) -> str:
             ]
         )
     if rows:
-        header = ["task", "metric", arm_label(OPPONENT), arm_label("fadam"), "gain", "95% Student's t", "FAdam is"]
+        header = [
+            "task",
+            "metric",
+            arm_label(OPPONENT),
+            arm_label("fadam"),
+            "gain",
+            "95% Student's t",
+            "FAdam: outcome",
+        ]
         lines += ["## FAdam against its declared opponent", "", *markdown_table(header, rows)]
     lines += ["## Performance profile of tier 1", "", *profile_table(found.profile)]
     return "\n".join(lines).rstrip() + "\n"

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ from experiments.analysis.study import (
     correct,
     interactions,
     metric_of,
+    other_metric,
     study,
 )
 from experiments.analysis.tables import cell, markdown_table
@@ -94,7 +96,7 @@ class Claim:
     tasks: tuple[str, ...]
     arm: str
     opponent: str
-    also: tuple[tuple[str, str], ...]
+    also: tuple[tuple[str, ...], ...]
     limits: Mapping[str, float]
 
 
@@ -160,7 +162,9 @@ def load_claims(path: str | Path = CLAIMS, marks: Iterable[str] = ()) -> tuple[C
             raise AnalysisError(f"{where}: mark {node['mark']!r} is none of {sorted(marks)}")
         for task in () if identity else node["tasks"]:
             task_spec(task)
-        also = tuple((arm, other) for arm, other in node.get("also", ()))
+        also = tuple(tuple(entry) for entry in node.get("also", ()))
+        if any(len(entry) not in (2, 3) for entry in also):
+            raise AnalysisError(f'{where}: an entry of "also" must be two arms, or two arms and a metric')
         texts = {key: str(node.get(key, "")) for key in ("id", "says", "mark", "source", "tested", "test")}
         claims.append(
             Claim(
@@ -251,7 +255,7 @@ def overall(claim: Claim, scale: str, parts: Sequence[Verdict]) -> Verdict:
     return Verdict(claim, scale, "", word, sentence, records=records, have=have, need=need, parts=tuple(parts))
 
 
-class Scale:
+class Scale(ABC):
     """The comparisons of one scale, and which records each of them needs."""
 
     def __init__(self, name: str, comparisons: Sequence[Comparison]) -> None:
@@ -266,16 +270,21 @@ class Scale:
 
     def beside(self, claim: Claim, task: str) -> tuple[Comparison, ...]:
         """What is reported beside the comparison that decides."""
-        found = [self.comparison(task, *pair, "superiority") for pair in claim.also]
+        found = [self.comparison(task, *entry, "superiority") for entry in claim.also if len(entry) == 2]
+        found += [self.by_metric(task, *entry) for entry in claim.also if len(entry) == 3]
         if claim.test == "interaction":
             sides = ("main", "continuous", "interaction")
             mine = [c for c in self.comparisons if (c.task, c.arm, c.opponent) == (task, claim.arm, claim.opponent)]
             found += [c for c in mine if c.part in sides and c.metric is not None]
         return tuple(c for c in found if c is not None and c.gain.n)
 
+    @abstractmethod
     def records(self, claim: Claim, task: str) -> tuple[tuple[Path, ...], int]:
         """Paths of the records that there are of those that the claim needs, and how many it needs."""
-        raise LookupError
+
+    @abstractmethod
+    def by_metric(self, task: str, arm: str, opponent: str, metric: str) -> Comparison | None:
+        """Two arms by another metric than the protocol's."""
 
     def sweeps(self, task: str) -> tuple[EpsSweep, ...]:
         return ()
@@ -298,6 +307,11 @@ class StudyScale(Scale):
             return (), 0
         return tuple(r.record for r in runs if r.record in self._paths), len(runs)
 
+    def by_metric(self, task: str, arm: str, opponent: str, metric: str) -> Comparison | None:
+        found = self._study.tasks[task]
+        sides = [found.arms[name].runs for name in (arm, opponent)]
+        return other_metric(task, SCALE, metric, found.protocol, *sides)
+
     def sweeps(self, task: str) -> tuple[EpsSweep, ...]:
         return self._study.tasks[task].eps
 
@@ -306,6 +320,7 @@ class PlainScale(Scale):
     """A scale of two arms with their published evaluation runs, at least `LEAST_PAIRS` pairs of them."""
 
     def __init__(self, name: str, records: Sequence[Record], tasks: Sequence[str], folder: Path) -> None:
+        self._folder = folder
         self._sides: dict[tuple[str, str], tuple[list[Record], list[Record]]] = {}
         comparisons: list[Comparison] = []
         for task in tasks:
@@ -326,6 +341,11 @@ class PlainScale(Scale):
             if "continuous" in found:
                 comparisons += interactions(found["main"], found["continuous"], *self._sides[task, "main"])
         super().__init__(name, correct([c for c in comparisons if c.gain.n]))
+
+    def by_metric(self, task: str, arm: str, opponent: str, metric: str) -> Comparison | None:
+        if (arm, opponent) != ("fadam", OPPONENT):
+            return None
+        return other_metric(task, self.name, metric, protocol(task, self._folder), *self._sides[task, "main"])
 
     def records(self, claim: Claim, task: str) -> tuple[tuple[Path, ...], int]:
         if (claim.arm, claim.opponent) != ("fadam", OPPONENT):
