@@ -233,6 +233,8 @@ def judge(claim: Claim, comparison: Comparison) -> tuple[str, str]:
         if gain.detectable is not None:
             text += f"; {comparison.number(gain.detectable).lstrip('+')} could have been detected (power 80%)"
             text += f", {_matters(comparison)} would matter"
+    elif comparison.p_t_holm is not None and comparison.p_t_holm > 0.05:
+        text += "; not safe against several comparisons having been made (Holm above 0.05)"
     return word, text
 
 

@@ -59,7 +59,8 @@ def _record(run: Planned, declared: dict[str, Any], result: float | None) -> Rec
         optimizer={"_target_": f"some.{run.arm}", **(settings if run.purpose == "tune" else chosen(run))},
         searched={f"optimizer.{k}": v for k, v in settings.items()} if run.purpose == "tune" else {},
         objective={"metric": tuning["metric"], "mode": tuning["mode"], "value": result},
-        metrics={metric: result},
+        # The VQ-VAE measures the continuous metric on both sides; here, with the value of the main one.
+        metrics={metric: result, **({"test/psnr": result} if run.task == "vqvae" else {})},
         diverged=result is None,
         steps=STEPS,
         # Linear from 3 at the start, so that the target is known.

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.analysis import study_tables
+from experiments.analysis import figures, study_tables, summary, tables
+from experiments.analysis.paper import load_paper
 from experiments.analysis.plan import planned
-from experiments.analysis.records import MixedRecordsError
+from experiments.analysis.records import MixedRecordsError, load_records
 from experiments.analysis.stats import paired_gain
 from experiments.analysis.study import (
     Comparison,
@@ -20,7 +21,7 @@ from experiments.analysis.study import (
     study_task,
     value_at,
 )
-from experiments.analysis.tasks import Metric
+from experiments.analysis.tasks import SPECS, Metric
 from tests.analysis.made_up import TUNED, made_up, seed_part
 
 INF = math.inf
@@ -238,6 +239,24 @@ def test_a_part_of_a_tier_says_how_much_there_is(records, tmp_path):
     text = study_tables.page(study_task("llm", some, tuned=TUNED), tmp_path)
     assert "**not complete: 26 of 52 records.**" in text
     assert "AdamW: **not run yet" not in text
+
+
+def test_the_tables_of_plain_comparisons_are_those_without_the_study(tmp_path, write, six, trials, runs):
+    def made(name):
+        out = tmp_path / name
+        assert tables.main(["asr", "--runs", str(runs), "--out", str(out)]) == 0
+        records = load_records(runs)
+        mine = [r for r in records if r.task == "asr"]
+        drawn = [figures.curves_figure(mine, SPECS["asr"]), figures.tuning_figure(mine, SPECS["asr"])]
+        axes = [len(figure.axes) for figure in drawn]
+        return (out / "asr.md").read_text(), summary.block(records, load_paper()), axes
+
+    write(*six, *trials)
+    before = made("before")
+    content = {**six[0], "scale": "study", "seed": 11}
+    write(content, {**trials[0], "scale": "study", "trial": "tune-p0"}, {**content, "arm": "adamw_update_clip"})
+    assert len(load_records(runs)) == len(six) + len(trials) + 3
+    assert made("after") == before
 
 
 def test_the_command_writes_a_page_a_task(tmp_path, capsys):

@@ -84,6 +84,7 @@ def test_every_claim_of_the_paper_is_there():
         ({"mark": "Z"}, "mark 'Z' is none of"),
         ({"tasks": ["chess"]}, "unknown task 'chess'"),
         ({"verdict": "supported"}, "must have exactly the keys"),
+        ({"also": [["fadam"]]}, "must be two arms, or two arms and a metric"),
     ],
 )
 def test_a_bad_claim_is_named(tmp_path, change, words):
@@ -123,6 +124,22 @@ def test_certain_but_too_small_is_said():
     verdict = verdict_on("C1", "llm", study_of("llm", {"adamw_clip": 0.005}, 0.0004))
     assert verdict.word == NONE
     assert "below 0.0100, the least that would matter" in verdict.sentence
+
+
+def test_a_verdict_that_holms_correction_does_not_bear_is_marked():
+    assert "not safe" not in verdict_on("C1", "llm", study_of("llm", {"adamw_clip": 0.05})).sentence
+    weak = verdict_on("C1", "llm", study_of("llm", {"adamw_clip": 0.05}, 0.1))
+    assert weak.word == SUPPORTED
+    assert weak.comparison.gain.p_t < 0.05 < weak.comparison.p_t_holm
+    assert "not safe against several comparisons" in weak.sentence
+
+
+def test_another_metric_is_reported_beside_and_decides_nothing():
+    verdict = verdict_on("C3", "vqvae", study_of("vqvae", {"adamw_clip": 0.3}))
+    (other,) = [c for c in verdict.also if c.part == "secondary"]
+    assert (other.metric.keys[0], other.matters, other.primary) == ("test/psnr", 0.15, False)
+    assert other.gain.mean == pytest.approx(-verdict.comparison.gain.mean)
+    assert verdict.word == SUPPORTED
 
 
 def test_divergence_decides():
@@ -210,7 +227,9 @@ def test_interaction(discrete, gaussian, word):
     assert verdict.need == 52
     expected = discrete / 0.03 - gaussian / 0.15
     assert verdict.comparison.gain.mean == pytest.approx(expected, abs=1.5)
-    assert [c.part for c in verdict.also] == ["main", "continuous"]
+    # The two sides, and the interaction in decibels, which both sides measure.
+    assert [c.part for c in verdict.also] == ["main", "continuous", "interaction"]
+    assert verdict.also[-1].metric.keys[0] == "test/psnr"
 
 
 # --- several tasks
