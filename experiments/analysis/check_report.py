@@ -32,7 +32,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 WIDTHS = (360, 768, 1280)
 HEIGHT = 900
 PRINT_WIDTH = 718  # pixels of CSS on A4 between margins of 10 mm
-TIMEOUT = 60.0  # seconds for one answer of the browser
+TIMEOUT = 120.0  # seconds for one answer of the browser
 NO_BROWSER_STATUS = 3
 # Text this small in CSS pixels is not read on a phone.
 LEAST_TEXT = 8.5
@@ -126,6 +126,9 @@ class Browser:
         self._buffer = b""
         self._number = 0
         self.events: list[dict[str, Any]] = []
+
+    def attach(self) -> None:
+        """Open an empty page and listen to it."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -170,8 +173,9 @@ class Browser:
         if self._session:
             message["sessionId"] = self._session
         data = json.dumps(message).encode() + b"\0"
-        while data:
-            data = data[os.write(self._out, data) :]
+        with contextlib.suppress(BrokenPipeError):  # why it went away is learnt when its answer is read
+            while data:
+                data = data[os.write(self._out, data) :]
         deadline = time.monotonic() + TIMEOUT
         while True:
             answer = self._receive(deadline)
@@ -216,6 +220,7 @@ def running(program: str) -> Iterator[Browser]:
     with tempfile.TemporaryDirectory(prefix="check-report-", ignore_cleanup_errors=True) as folder:
         browser = Browser(program, Path(folder))
         try:
+            browser.attach()
             yield browser
         finally:
             browser.close()

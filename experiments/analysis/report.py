@@ -30,9 +30,9 @@ from experiments.analysis.report_parts import (
     Table,
     group_table,
     grouped,
-    metric_text,
     pair_table,
     run_kind,
+    unit_text,
 )
 from experiments.analysis.report_samples import language_views, picture_views, transcript_views
 from experiments.analysis.report_tasks import (
@@ -70,7 +70,7 @@ def protocol_table(numbers: Study, folder: Path, links: Links) -> Table:
     plans = [t.protocol for t in tasks]
     rows.append((Cell("declared in"), *(Cell(f"{t.task}.yaml", links.file(folder / f"{t.task}.yaml")) for t in tasks)))
     row("decided by", (f"{t.metric.label}, {'lower' if t.metric.mode == 'min' else 'higher'} is better" for t in tasks))
-    row("smallest difference that matters", (metric_text(t.metric, t.matters) for t in tasks))
+    row("smallest difference that matters", (t.metric.number(t.matters) + unit_text(t.metric) for t in tasks))
     row("tuned by", (t.tuning_metric.label for t in tasks))
     row("trials of every arm", (str(p["points"]) for p in plans))
     row("learning rate, log-uniform", (span(p["space"]["lr"]) for p in plans))
@@ -82,7 +82,7 @@ def protocol_table(numbers: Study, folder: Path, links: Links) -> Table:
         "learning-rate factors of the switches",
         (", ".join(f"{f:g}" for f in p["tiers"]["why"]["factors"]) for p in plans),
     )
-    return Table("The protocol, declared before any run", ("", *(t.spec.title for t in tasks)), tuple(rows))
+    return Table("The protocol, declared before any run", ("setting", *(t.spec.title for t in tasks)), tuple(rows))
 
 
 def machine_table(records: Sequence[Record], links: Links) -> Table | None:

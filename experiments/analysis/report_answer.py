@@ -163,8 +163,8 @@ def _answer_table(parts: Sequence[Verdict], links: Links) -> Table:
         tests = f"{p_text(c.gain.p)} / {p_text(c.gain.p_t)} / {p_text(c.p_t_holm)}"
         rows.append(
             (
-                Cell(f"{SPECS[p.task].title}, {p.scale}"),
-                Cell(f"{axis_text(metric)} {arrow(metric)}"),
+                Cell(f"{SPECS[p.task].title}, {p.scale}", more=(Cell(f"{axis_text(metric)} {arrow(metric)}"),)),
+                outcome_cell(c.outcome),
                 *(
                     Cell(summary_text(metric, summarise(list(values_by_seed(runs, metric).values()))), links.runs(runs))
                     for runs in sides
@@ -172,14 +172,13 @@ def _answer_table(parts: Sequence[Verdict], links: Links) -> Table:
                 gain_cell(c, links),
                 Cell(matters_text(c)),
                 Cell(tests, f"#{slug(f'verdict {p.claim.id}')}"),
-                outcome_cell(c.outcome),
             )
         )
     header = (
-        "task, scale", "measure", "AdamW + clip", "FAdam", "gain of FAdam [95%]", "would matter",
-        "p: sign-flip / t / t, Holm", "FAdam is",
+        "task, scale", "FAdam is", "AdamW + clip", "FAdam", "gain of FAdam [95%]", "would matter",
+        "p: sign-flip / t / t, Holm",
     )  # fmt: skip
-    return Table("FAdam against AdamW with global-norm clipping", header, tuple(rows), cards=True)
+    return Table("FAdam against AdamW with global-norm clipping", header, tuple(rows))
 
 
 def _answer_plot(parts: Sequence[Verdict]) -> Plot:

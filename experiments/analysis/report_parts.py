@@ -239,11 +239,12 @@ def pair_table(comparison: Comparison, links: Links) -> Table:
             )
         cells.append(Cell(number_text(comparison, gain) + unit_text(metric)))
         rows.append(tuple(cells))
-    unit = metric.label if metric is not None else "gains in units of the difference that matters"
-    where = f"{comparison.task}, {comparison.scale}{f', {comparison.variant}' if comparison.variant else ''}"
+    unit = metric.label if metric is not None else "units of the difference that matters"
+    variant = f", {comparison.variant.replace('_', ' ')}" if comparison.variant else ""
+    labels = arm_label(comparison.arm), arm_label(comparison.opponent)
     return Table(
-        f"{where}: {comparison.label}, {unit}".replace("_", " "),
-        ("seed", arm_label(comparison.arm), arm_label(comparison.opponent), "gain"),
+        f"{comparison.task}, {comparison.scale}{variant}: {labels[0]} against {labels[1]}, {unit}",
+        ("seed", *labels, "gain"),
         tuple(rows),
     )
 

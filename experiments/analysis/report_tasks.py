@@ -31,6 +31,7 @@ from experiments.analysis.report_parts import (
     setting_text,
     slug,
     summary_text,
+    unit_text,
 )
 from experiments.analysis.stats import summarise
 from experiments.analysis.status import status
@@ -112,9 +113,11 @@ def _ratio_cell(speed: Speed, links: Links, arm: Arm) -> Cell:
     text = "never" if math.isinf(ratio.middle) else f"{ratio.middle:.2f}"
     if ratio.interval is not None:
         text += f" [{', '.join('∞' if math.isinf(v) else f'{v:.2f}' for v in ratio.interval)}]"
+    more: tuple[Cell, ...] = ()
     if ratio.censored or ratio.other_censored:
-        text += f"; target missed: FAdam {len(ratio.censored)}, it {len(ratio.other_censored)} of {len(ratio.ratios)}"
-    return Cell(text, links.runs(arm.runs))
+        missed = f"FAdam {len(ratio.censored)}, it {len(ratio.other_censored)}"
+        more = (Cell(f"{ratio.kind}; target missed of {len(ratio.ratios)}: {missed}"),)
+    return Cell(text, links.runs(arm.runs), more=more)
 
 
 def curve_plot(name: str, title: str, arms: Sequence[Arm], metric: Metric, target: float | None) -> Plot | None:
@@ -392,11 +395,15 @@ def _eps_words(sweep: EpsSweep) -> str:
     metric = sweep.metric
     if sweep.range is None or sweep.noise is None:
         return f"{arm_label(sweep.arm)}: {sweep.progress.words}; its range cannot be judged yet."
-    moved = "∞" if math.isinf(sweep.range) else metric_text(metric, sweep.range)
+    unit = unit_text(metric)
+
+    def text(value: float) -> str:
+        return "∞" if math.isinf(value) else metric.number(value) + unit
+
     judged = {True: "it depends on epsilon", False: "no dependence on epsilon can be seen", None: "not judged yet"}
     return (
-        f"{arm_label(sweep.arm)} moves by {moved} over epsilon; chance alone gives up to "
-        f"{metric_text(metric, sweep.noise)}, {metric_text(metric, sweep.matters)} would matter: "
+        f"{arm_label(sweep.arm)} moves by {text(sweep.range)} over epsilon; chance alone gives up to "
+        f"{text(sweep.noise)}, {text(sweep.matters)} would matter: "
         f"{judged[sweep.sensitive]}."
     )
 
