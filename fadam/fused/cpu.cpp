@@ -240,6 +240,13 @@ struct Sums {
   double g = 0, n = 0, w = 0;
 };
 
+// Of one chunk. The sum of g^2 alone has a place of its own: a thread may write the other sums while one behind it
+// still adds these up.
+struct Partial {
+  double gradient = 0;
+  Sums sums;
+};
+
 // To add up squares in double costs more than to compute them. So they are added up in float where nothing is lost
 // by that: in short runs, and again in double if a run's sum is so large or small that squares may have left float's
 // range. That is the case for 0, too.
@@ -378,7 +385,7 @@ public:
   bool wide() const { return std::any_of(types_, types_ + 4, [](uint8_t type) { return type == kFloat64; }); }
 
   // `partials`: one for each chunk, shared by the team.
-  template <class T> void step(int32_t phases, const Team &team, Sums *partials) const {
+  template <class T> void step(int32_t phases, const Team &team, Partial *partials) const {
     // Where an RMS would be multiplied by 0 or not be used, nothing is added up.
     const bool needs_g = call_.eps_mode != kFixed && call_.eps > 0;
     const bool clips = call_.clip > 0, decays = call_.weight_decay != 0;
@@ -390,8 +397,9 @@ public:
       e = std::pow(call_.eps, 2 * call_.rho);
       granted = true;
     } else if (needs_g && (phases & kGradient)) {
-      each<T>(team, [&](int64_t chunk, Buffers<T> &b) { partials[chunk].g = gradient_squares<T>(chunk, b); });
-      sums.g = reduce(team, partials).g;
+      each<T>(team, [&](int64_t chunk, Buffers<T> &b) { partials[chunk].gradient = gradient_squares<T>(chunk, b); });
+      team.wait();
+      for (int64_t k = 0; k < chunks_; ++k) sums.g += partials[k].gradient;
       e = epsilon_term(sums.g);
     }
     if (phases == kGradient) {
@@ -404,6 +412,7 @@ public:
       sums = metric_sums<T>(team, partials, e, decays);
       if (granted && epsilon_term(sums.g) != e) {
         e = epsilon_term(sums.g);
+        team.wait();
         sums = metric_sums<T>(team, partials, e, decays);
       }
     }
@@ -451,16 +460,6 @@ private:
     return sum;
   }
 
-  // Every thread adds up all chunks, so that all of them go on with the same numbers.
-  Sums reduce(const Team &team, const Sums *partials) const {
-    team.wait();
-    Sums sums;
-    for (int64_t k = 0; k < chunks_; ++k)
-      sums.g += partials[k].g, sums.n += partials[k].n, sums.w += partials[k].w;
-    team.wait();
-    return sums;
-  }
-
   // eps_t^(2 rho)
   double epsilon_term(double sum) const {
     double eps = call_.eps;
@@ -474,7 +473,7 @@ private:
   // the sum of squares of its gradient, so that nothing is gained by guessing.
   template <class T> bool probably_large() const {
     constexpr int64_t places = 16, length = 64;
-    if (chunks_ == 1) return false;
+    if (chunks_ <= 1) return false;
     alignas(64) T buffer[length];
     double sum = 0;
     for (int64_t k = 0; k < places; ++k) {
@@ -493,7 +492,7 @@ private:
 
   template <class T> bool reciprocal(double e) const { return sizeof(T) == 4 && call_.rho == 0.5 && e >= kPlain && e <= 1; }
 
-  template <Way way, class T> Sums sum_all(const Team &team, Sums *partials, double e, bool decays) const {
+  template <Way way, class T> Sums sum_all(const Team &team, Partial *partials, double e, bool decays) const {
     const Metric<T> c = metric_of<T>(e);
     each<T>(team, [&](int64_t chunk, Buffers<T> &b) {
       Sums sums;
@@ -504,15 +503,24 @@ private:
         else
           add_squares<way, false>(c, g, f, f, n, sums);
       });
-      partials[chunk] = sums;
+      partials[chunk].sums = sums;
     });
-    return reduce(team, partials);
+    // Every thread adds up all chunks, so that all of them go on with the same numbers. Before the chunks are written
+    // again, they have to wait for one another.
+    team.wait();
+    Sums total;
+    for (int64_t k = 0; k < chunks_; ++k) {
+      const Sums &sums = partials[k].sums;
+      total.g += sums.g, total.n += sums.n, total.w += sums.w;
+    }
+    return total;
   }
 
-  template <class T> Sums metric_sums(const Team &team, Sums *partials, double e, bool decays) const {
+  template <class T> Sums metric_sums(const Team &team, Partial *partials, double e, bool decays) const {
     if (reciprocal<T>(e)) {
       const Sums sums = sum_all<kReciprocal, T>(team, partials, e, decays);
       if (std::isfinite(sums.n) && std::isfinite(sums.w)) return sums;
+      team.wait();
     }
     if (call_.rho == 0.5) return sum_all<kRoot, T>(team, partials, e, decays);
     return sum_all<kPower, T>(team, partials, e, decays);
@@ -580,26 +588,26 @@ public:
     }
     // A thread is worth waking for 32,768 elements.
     threads_ = int(std::max<int64_t>(1, std::min<int64_t>(call.threads, total / (2 * kChunk))));
-    partials_.reset(new Sums[size_t(partials)]);
+    partials_.reset(new Partial[size_t(partials)]);
   }
 
   int threads() const { return threads_; }
 
   void run(int rank, int threads) {
-    Sums *partials = partials_.get();
+    Partial *partials = partials_.get();
     for (const int64_t i : shared_) {
       const Tensor tensor(call_, i);
       step(tensor, {rank, threads, &barrier_}, partials);
       partials += tensor.chunks();
     }
     // Who takes which of the small tensors makes no difference to the result.
-    Sums own[kAlone / kChunk];
+    Partial own[kAlone / kChunk];
     for (int64_t i = next_++; i < call_.size; i = next_++)
       if (call_.numels[i] <= kAlone) step(Tensor(call_, i), {0, 1, nullptr}, own);
   }
 
 private:
-  void step(const Tensor &tensor, const Team &team, Sums *partials) const {
+  void step(const Tensor &tensor, const Team &team, Partial *partials) const {
     if (tensor.wide())
       tensor.step<double>(phases_, team, partials);
     else
@@ -609,7 +617,7 @@ private:
   const FAdamCall &call_;
   const int32_t phases_;
   std::vector<int64_t> shared_;
-  std::unique_ptr<Sums[]> partials_;
+  std::unique_ptr<Partial[]> partials_;
   Barrier barrier_;
   std::atomic<int64_t> next_{0};
   int threads_ = 1;
