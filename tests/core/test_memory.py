@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,12 +110,11 @@ def test_state_is_measured_on_the_optimizers_themselves() -> None:
 def test_the_configs_say_what_the_command_says(compose_config, experiment: str) -> None:
     parameters, whole, activations = SIZES[experiment]
     cfg = compose_config(f"experiment={experiment}")
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(size.table(cfg))
-    lines = {
-        line.split("│")[1].strip(): line.split("│")[2:-1] for line in console.export_text().splitlines() if "│" in line
-    }
-    numbers = [cell.strip() for cell in lines["sum"]]
+    shown = io.StringIO()
+    Console(width=160, file=shown).print(size.table(cfg))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.getvalue().splitlines() if "│" in line]
+    lines = {cells[0]: cells[1:] for cells in rows}
+    numbers = lines["sum"]
     assert numbers[0] == f"{parameters:,}"
     assert math.isclose(float(numbers[-1]), activations, abs_tol=0.05)
     assert math.isclose(float(lines["a run with this optimizer"][3]), whole, abs_tol=0.05)
