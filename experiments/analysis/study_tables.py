@@ -262,7 +262,7 @@ def variation_section(variation: Variation, links: Links) -> list[str]:
 def _part(found: TaskStudy, arms: Sequence[Arm], part: str, links: Links) -> list[str]:
     """The arms of one part, FAdam before them where it belongs to another, and what FAdam gains on them."""
     lines = []
-    if any(arm.runs for arm in arms):
+    if any(arm.runs for arm in arms if arm.part == part):
         lines += arms_table(arms, links)
         noted = [f"- {arm.label}: {note}." for arm in arms for note in arm.notes]
         lines += [*noted, ""] if noted else []
