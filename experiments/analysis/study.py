@@ -109,6 +109,15 @@ class Arm:
     def complete(self) -> bool:
         return self.progress.complete and self.tuning.progress.complete
 
+    @property
+    def luck(self) -> tuple[Metric, float, Summary] | None:
+        """The metric of the tuning, its value at the chosen trial, and the same on the evaluation seeds: chosen as the
+        best of several on one seed, the first is lucky, most of all beside the learning rates at which training
+        breaks. None as long as either is missing."""
+        choice = self.tuning.choice
+        found = None if choice is None else next(((m, s) for m, s in self.secondary if choice.metric in m.keys), None)
+        return None if choice is None or found is None else (found[0], choice.best.value, found[1])
+
 
 @dataclass(frozen=True)
 class Comparison:

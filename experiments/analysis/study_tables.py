@@ -72,17 +72,32 @@ def _edge(arm: Arm) -> str:
     return f" **{arm.tuning.edge} end of what was tried**" if arm.tuning.edge else ""
 
 
+def _luck(arm: Arm) -> str:
+    if arm.luck is None:
+        return "–"
+    metric, chosen, seeds = arm.luck
+    return f"{metric.number(chosen)} → {metric.number(seeds.mean)}"
+
+
 def arms_table(arms: Sequence[Arm], links: Links) -> list[str]:
     """Every arm with its tuned setting and its evaluation runs; then the other metrics of the same runs."""
-    header = ["arm", "tuned to", "trials", _arrow(arms[0].metric), "diverged", "records by seed"]
+    header = ["arm", "tuned to", "trials", "chosen trial → these seeds", _arrow(arms[0].metric), "diverged"]
+    header.append("records by seed")
     rows = []
     for arm in arms:
         choice = arm.tuning.choice
         setting = "–" if choice is None else point_text(choice.best.point).replace("optimizer.", "") + _edge(arm)
         diverged = "–" if arm.summary is None else f"{arm.summary.diverged} of {arm.summary.n}"
-        row = [arm.label, setting, arm.tuning.progress.words.removesuffix(" records"), arm.metric.summary(arm.summary)]
-        rows.append([*row, diverged, links.seeds(arm.runs) or "–"])
+        row = [arm.label, setting, arm.tuning.progress.words.removesuffix(" records"), _luck(arm)]
+        rows.append([*row, arm.metric.summary(arm.summary), diverged, links.seeds(arm.runs) or "–"])
     lines = markdown_table(header, rows)
+    tuned = next((arm.luck[0].label for arm in arms if arm.luck is not None), None)
+    if tuned is not None:
+        lines += [
+            f"Chosen trial → these seeds: {tuned} of the best trial, on the one seed of the tuning, and on average "
+            "over the evaluation seeds. Where the second is much worse, the choice was lucky.",
+            "",
+        ]
     run = [arm for arm in arms if arm.runs]
     others = list(dict.fromkeys(m for arm in run for m, _ in arm.secondary))
     if others:

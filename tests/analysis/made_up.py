@@ -60,7 +60,7 @@ def _record(run: Planned, declared: dict[str, Any], result: float | None) -> Rec
         searched={f"optimizer.{k}": v for k, v in settings.items()} if run.purpose == "tune" else {},
         objective={"metric": tuning["metric"], "mode": tuning["mode"], "value": result},
         # The VQ-VAE measures the continuous metric on both sides; here, with the value of the main one.
-        metrics={metric: result, **({"test/psnr": result} if run.task == "vqvae" else {})},
+        metrics={metric: result, tuning["metric"]: result, **({"test/psnr": result} if run.task == "vqvae" else {})},
         diverged=result is None,
         steps=STEPS,
         # Linear from 3 at the start, so that the target is known.

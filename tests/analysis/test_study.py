@@ -80,6 +80,13 @@ def test_an_arm_has_its_runs_and_its_choice(llm):
     assert len(arm.tuning.trials) == 8
 
 
+def test_how_lucky_the_choice_was(llm):
+    metric, chosen, seeds = llm.arms["adamw"].luck
+    assert metric.keys[0] == "val/bits_per_byte"
+    assert (chosen, seeds.mean) == (1.0, pytest.approx(1.803))
+    assert study_task("llm", (), tuned=TUNED).arms["adamw"].luck is None
+
+
 def test_gains_of_fadam(llm):
     better = llm.comparison("fadam", "adamw_clip")
     assert better.gain.mean == pytest.approx(0.03)
@@ -226,6 +233,7 @@ def test_tables_link_every_number(llm, records, tmp_path):
     assert {Path(link) for link in links} == {r.relative for r in records}
     row = next(line for line in text.splitlines() if line.startswith("| AdamW + clip |") and "lr=" in line)
     assert "1.7830 ± 0.0016 (n=5) | 0 of 5 | [11](../runs/llm/study/adamw_clip/main-s11.json)" in row
+    assert "| 1.0000 → 1.7830 |" in row
     gain = next(line for line in text.splitlines() if line.startswith("| AdamW + clip | +0.03"))
     assert gain.endswith("| **better** |")
     assert "| 0.062 (1.000) | < 0.001 (< 0.001) |" in gain
