@@ -465,20 +465,19 @@ def theory_verdict(claim: Claim, theory: Mapping[str, Any] | None) -> Verdict:
     if theory is None or not cases:
         return Verdict(claim, scale, "", NOT_TESTED, f"no cases with batches of {limits['batch']}", need=1)
 
-    def holds(case: Mapping[str, Any]) -> bool:
-        numbers = case["moment_empirical"]
-        return numbers["correlation"] >= limits["correlation"] and abs(math.log(numbers["ratio"])) <= math.log(
-            limits["ratio"]
-        )
-
+    numbers = [case["moment_empirical"] for case in cases]
     exact = theory["rounding"] <= limits["rounding"]
-    word = SUPPORTED if exact and all(map(holds, cases)) else CONTRADICTED
+    pattern = all(n["correlation"] >= limits["correlation"] for n in numbers)
+    size = all(abs(math.log(n["ratio"])) <= math.log(limits["ratio"]) for n in numbers)
+    word = SUPPORTED if exact and pattern and size else CONTRADICTED
     single = [c for c in theory["cases"] if c["batch"] == 1]
     sentence = (
         f"f_t is Adam's corrected second moment up to {theory['rounding']:.0e} relative; against the diagonal "
         f"empirical FIM, at batches of {limits['batch']}, correlation of the logarithms "
         f"{_extremes(cases, 'correlation')}, median ratio {_extremes(cases, 'ratio')} ({len(cases)} cases)"
     )
+    if pattern != size:
+        sentence += f"; {'pattern' if pattern else 'size'} agrees, {'size' if pattern else 'pattern'} does not"
     if single:
         sentence += (
             f"; at batches of 1, {_extremes(single, 'correlation')} and {_extremes(single, 'ratio')}: the square of a "

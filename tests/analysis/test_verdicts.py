@@ -312,6 +312,8 @@ def theory(ratio: float, correlation: float = 0.99, rounding: float = 1e-12) -> 
 def test_identity(content, word):
     verdict = only(verdicts([CLAIMS["C10"]], (), content, tuned=TUNED), "theory")
     assert verdict.word == word
+    agrees = "pattern agrees, size does not" in verdict.sentence
+    assert agrees == (content == theory(1 / 16))
 
 
 # --- what is written
