@@ -94,15 +94,24 @@ status: $(READY) ## what of the study is done, running, missing or failed, and t
 	@$(PY) -m experiments.analysis.status --runs "$(RUNS)" --jobs $(JOBS)
 
 # ---- results ------------------------------------------------------------------------------------------------------
-.PHONY: publish tables
+.PHONY: publish tables report check-report
 publish: $(READY) ## copy this machine's finished run records into results/runs
 	@$(PY) -m experiments.analysis.publish --runs "$(RUNS)" --to results/runs
 
-tables: $(READY) ## make tables, figures and the README's table from the published records
+tables: $(READY) ## make tables, figures, verdicts and the README's tables from the published records
 	@$(PY) -m experiments.analysis.tables all
 	@$(PY) -m experiments.analysis.figures all
 	@$(PY) -m experiments.analysis.pictures vqvae
+	@$(PY) -m experiments.analysis.study_tables
+	@$(PY) -m experiments.analysis.theory
+	@$(PY) -m experiments.analysis.verdicts
 	@$(PY) -m experiments.analysis.summary
+
+report: $(READY) ## make results/report.html, one page with everything, from the published records
+	@$(PY) -m experiments.analysis.report
+
+check-report: $(READY) ## look at the page in a headless Chromium or Chrome, which must be installed
+	@$(PY) -m experiments.analysis.check_report results/report.html
 
 .PHONY: push
 push: $(READY) ## push the run records, and offline runs, to Weights & Biases
