@@ -106,7 +106,7 @@ def choose(
     if foreach is not None and not fused:
         return ForeachBackend if foreach else None
     device = params[0].device.type
-    plain = all(type(p) in (Tensor, torch.nn.Parameter) for p in params)
+    plain = {type(p) for p in params} <= {Tensor, torch.nn.Parameter}
     # A graph compiler does its own fusing and cannot look into ours.
     if fused is not False and not is_ablation(options) and not torch.compiler.is_compiling():
         reason = "it takes plain tensors only"

@@ -221,7 +221,9 @@ class _Part:
         return ms
 
     def _rms(self, norms: list[Tensor]) -> list[Tensor]:
-        return list(torch._foreach_div(norms, self.roots))
+        """Norms into RMS values, in place."""
+        torch._foreach_div_(norms, self.roots)
+        return norms
 
     def _clip_(self, xs: list[Tensor], norms: Norms) -> None:
         """x / max(1, RMS(x) / clip), in place."""

@@ -31,6 +31,8 @@ from fadam.metric import (
 if TYPE_CHECKING:
     from fadam.sharding import Share
 
+_PLAIN = {Tensor, torch.nn.Parameter}
+
 
 def fadam(
     params: Sequence[Tensor],
@@ -146,22 +148,23 @@ def begin(
     lr = options["lr"]
     options["lr"] = lr.reshape(()) if isinstance(lr, Tensor) else lr
 
-    sharded = [type(p) not in (Tensor, torch.nn.Parameter) and is_sharded(p) for p in params]
+    filled = [i for i, p in enumerate(params) if p.numel() > 0]
     shares: list[Share] = []
-    if any(sharded):
-        from fadam.sharding import prepare
+    if not {type(p) for p in params} <= _PLAIN:
+        picked = [i for i in filled if is_sharded(params[i])]
+        if picked:
+            from fadam.sharding import prepare
 
-        picked = [i for i, is_shard in enumerate(sharded) if is_shard and params[i].numel() > 0]
-        shares = prepare(
-            *_picked(picked, params, grads, momentums, fims, steps),
-            foreach=foreach,
-            fused=fused,
-            differentiable=differentiable,
-            found_inf=found_inf,
-            **options,
-        )
+            shares = prepare(
+                *_picked(picked, params, grads, momentums, fims, steps),
+                foreach=foreach,
+                fused=fused,
+                differentiable=differentiable,
+                found_inf=found_inf,
+                **options,
+            )
+            filled = [i for i in filled if not is_sharded(params[i])]
 
-    filled = [i for i, p in enumerate(params) if p.numel() > 0 and not sharded[i]]
     by_device: dict[torch.device, list[int]] = {}
     for i in filled:
         by_device.setdefault(params[i].device, []).append(i)
@@ -175,7 +178,7 @@ def begin(
         counts = [steps[i] for i in index]
         backend = choose(*tensors, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
         amp = amp_tensors(device, counts, options["grad_scale"], found_inf)
-        torch._foreach_add_(counts, 1)
+        count_up(counts)
         if backend is None:
             _single_tensor_fadam(*tensors, counts, differentiable=differentiable, **{**options, **amp})
         else:
@@ -208,6 +211,14 @@ def amp_tensors(
     return {"grad_scale": grad_scale, "found_inf": found_inf}
 
 
+def count_up(steps: list[Tensor]) -> None:
+    """t, in place."""
+    if steps[0].is_cpu and not torch.compiler.is_compiling():
+        torch._foreach_add_(steps, torch.ones(()), alpha=1.0)  # else the number is made a tensor for each of them
+    else:
+        torch._foreach_add_(steps, 1)
+
+
 def take_back(steps: list[Tensor], found_inf: Tensor | None) -> None:
     """Count the step back that was not taken."""
     if found_inf is not None:
@@ -217,7 +228,15 @@ def take_back(steps: list[Tensor], found_inf: Tensor | None) -> None:
 def written(params: Sequence[Tensor], grads: Sequence[Tensor], *states: Sequence[Tensor]) -> None:
     """Tell autograd what a fused implementation has written behind its back, so that a stale graph is an error."""
     for tensors in (params, *states):
-        torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+        try:
+            torch.autograd.graph.increment_version(tensors)
+        except (
+            RuntimeError,
+            TypeError,
+        ):  # torch 2.6 may know neither lists nor inference tensors, which have no version
+            for x in tensors:
+                if not x.is_inference():
+                    torch.autograd.graph.increment_version(x)
 
 
 def _picked(index: Sequence[int], *lists: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -111,10 +111,10 @@ class FAdam(Optimizer):
             at the first step of this machine and user and kept (see :mod:`fadam.fused.cpu`). It passes over
             memory as few times as there is a way to, and holds no copies. None takes it where it can be had,
             unless `foreach` is given, and quietly does without where not: without Triton or a compiler, on
-            other devices, for dtypes it does not know, under ``torch.compile``. True fails there, with the
-            reason. It does the published algorithm with any numbers and any `eps_mode`; groups with another
-            `momentum`, `decay` or `correct_momentum` take one of the other implementations, whatever is
-            asked for. The implementations agree to rounding errors, not bit for bit.
+            other devices, for dtypes it does not know. True fails there, with the reason. It does the
+            published algorithm with any numbers and any `eps_mode`; groups with another `momentum`, `decay`
+            or `correct_momentum` take one of the other implementations, whatever is asked for, and so does
+            a step under ``torch.compile``. They agree to rounding errors, not bit for bit.
         stochastic_rounding: round a bfloat16 parameter to one of the two numbers around its new value, the
             nearer the likelier, so that steps much smaller than its resolution of 0.4% add up instead of
             vanishing. The random bits are a function of t, the tensor's place in its group and the element's
@@ -134,8 +134,8 @@ class FAdam(Optimizer):
     float16 parameter is rounded once a step. RMS values are accumulated in float64 where the device has it.
 
     Sharded parameters (DTensor: ``fully_shard``, tensor parallelism, any mesh of Shard and Replicate placements):
-        RMS is over the logical tensor. All of them together, of all groups, take two collectives a step, of two
-        and of one number a tensor; parameters on different meshes two for each mesh. Plain parameters beside them,
+        RMS is over the logical tensor. All of them together, of all groups, take two collectives a step, of one
+        and of two numbers a tensor; parameters on different meshes two for each mesh. Plain parameters beside them,
         and so all those under DistributedDataParallel, take none. All processes of a mesh must have gradients for
         the same sharded parameters, or they wait for each other. States are DTensors placed as the parameter is;
         `torch.distributed.checkpoint` saves and reshards them. What FSDP1 (FullyShardedDataParallel) has flattened
@@ -340,10 +340,10 @@ class FAdam(Optimizer):
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> list[Share]:
         """Step the group's plain tensors and return what is left to do for its sharded ones."""
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = initial_state(p, group)
         states = [self.state[p] for p in params]
+        for p, state in zip(params, states, strict=True):
+            if not state:
+                state.update(initial_state(p, group))
         beta1, beta2 = group["betas"]
         return begin(
             params,

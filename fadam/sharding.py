@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from fadam.backend import Backend, choose
 from fadam.foreach import ForeachBackend
-from fadam.functional import amp_tensors, take_back, written
+from fadam.functional import amp_tensors, count_up, take_back, written
 
 
 class Share(NamedTuple):
@@ -93,7 +93,7 @@ def prepare(
             foreach=foreach, fused=fused, differentiable=False, options=options,
         ) or ForeachBackend  # fmt: skip
         amp = amp_tensors(device, counts, grad_scale, found_inf)
-        torch._foreach_add_(counts, 1)
+        count_up(counts)
         more: dict[str, Any] = {
             **options,
             **amp,
