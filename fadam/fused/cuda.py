@@ -12,6 +12,7 @@ which often do change, are sent in one asynchronous copy when they have.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fadam.foreach import ForeachBackend
 from fadam.fused import cuda_kernels as kernels
 from fadam.metric import fim_weights
 
@@ -75,7 +77,39 @@ def refusal(
         for x in tensors:
             if x.dtype not in _TYPES:
                 return f"on CUDA devices it has no {x.dtype} tensors"
-    return None
+    device = params[0].device if params else torch.device("cuda", torch.cuda.current_device())
+    return None if _is_capturing(device) else _trial(device)
+
+
+@functools.cache
+def _trial(device: torch.device) -> str | None:
+    """Why the kernels cannot be trusted on this device, or None: two small steps, compared with the multi-tensor loop.
+
+    Once a process, in the first step, and the only time that the host waits: Triton needs a C compiler at run time, and
+    a driver that takes its code, and training should go on without them.
+    """
+    options: dict[str, Any] = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps2": 0.01, "clip": 1.0}
+    options |= {"rho": 0.5, "weight_decay": 0.1, "eps_mode": "adaptive", "maximize": False, "capturable": False}
+    options |= {"momentum": "natural", "decay": "natural", "correct_momentum": False}
+    backends: tuple[Callable[..., Any], ...] = CudaBackend, ForeachBackend
+    generator = torch.Generator().manual_seed(0)
+    rooms = [torch.randn(size, generator=generator) for size in (8, 2100, 900)]
+    found: list[list[Tensor]] = []
+    try:
+        for backend in backends:
+            values = [x.to(device, copy=True) for x in rooms]
+            params = [values[0][0], values[1], values[2][1:]]  # the last one without 16-byte accesses
+            momentums, fims = [torch.zeros_like(x) for x in params], [torch.ones_like(x) for x in params]
+            for t, scale in enumerate((1e-9, 1.0), 1):
+                grads = [scale * x.flip(0) if x.dim() else x + 1 for x in params]
+                steps = [torch.tensor(float(t)) for _ in params]
+                backend(params, grads, momentums, fims, steps, **options).run()
+            found.append([torch.cat([x.reshape(-1) for x in xs]) for xs in (params, momentums, fims)])
+        if all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(*found, strict=True)):
+            return None
+        return f"a trial on {device} came out different from the multi-tensor loop"
+    except Exception as error:  # whatever a compiler, a driver or a launch may raise
+        return f"a trial on {device} failed: {type(error).__name__}: {error}"
 
 
 class CudaBackend:
@@ -215,7 +249,7 @@ class CudaBackend:
             for part in self._parts:
                 if guess:
                     self._metric(part, sums, guess=True)
-                    self._reduce(part, sums, 0, 1 + self._rows)
+                    self._reduce(part, sums, 0, 1 + self._rows, guess=True)
                     self._metric(part, sums, redo=True)
                     self._reduce(part, sums, 1, self._rows, redo=True)
                     continue
@@ -256,13 +290,14 @@ class CudaBackend:
             num_warps=_WARPS,
         )
 
-    def _reduce(self, part: _Part, sums: Tensor, row: int, rows: int, redo: bool = False) -> None:
+    def _reduce(self, part: _Part, sums: Tensor, row: int, rows: int, guess: bool = False, redo: bool = False) -> None:
         """Rows `row` to `row + rows` of the sums; with `redo`, only of tensors whose eps_t is less than eps."""
         plan = part.plan
         self._launch(
             kernels.sum_kernel,
             (plan.n, rows),
             *(plan.table, part.partials, sums, self._eps, self._eps2, plan.n, plan.n_chunks, self._size, row),
+            GUESS=guess,
             REDO=redo,
             BLOCK=1024,
             num_warps=4,
@@ -326,7 +361,7 @@ class CudaBackend:
 
         plan = _plan(params, grads[0].dtype, momentums, fims, numels, offsets, index, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
-        partials = torch.empty((3, plan.n_chunks), dtype=torch.float64, device=self._device)
+        partials = torch.empty(3 * plan.n_chunks + 1, dtype=torch.float64, device=self._device)
         part = _Part(plan, gradients, partials, tensors)
         if capturable or not steps[0].is_cpu:
             part.weights = torch.empty((3, plan.n), dtype=torch.float32, device=self._device)
@@ -356,7 +391,7 @@ class _Part:
         self.plan = plan
         self.tensors = tensors  # so that they stay where the tables say
         self.gradients = gradients  # addresses, int64 (n,)
-        self.partials = partials  # sums of g^2, n^2 and w^2 of each chunk, float64 (3, n_chunks)
+        self.partials = partials  # sums of g^2, n^2 and w^2 of each chunk, and a flag; float64 (3 n_chunks + 1,)
         # beta2_t, 1 - beta2_t and t: one number for all tensors, or a table, float32 (3, n)
         self.decay, self.gain, self.count = 0.0, 0.0, 0
         self.weights: Tensor | None = None

@@ -2,8 +2,9 @@
 
 The tensors are found through tables in device memory (`fadam.fused.cuda` builds them): an int64 table of the
 rows `PARAM` to `OFFSET` below, one column a tensor; addresses of the gradients; and the list of chunks, pairs of
-int32 (tensor, number of the chunk in it). One program works on one chunk, in blocks of BLOCK elements: whole ones
-with 16-byte accesses where all addresses of the tensor allow it, the rest element by element under a mask.
+int32 (tensor, number of the chunk in it). One program works on one chunk: in blocks of BLOCK elements with 16-byte
+accesses as far as all addresses of the tensor allow it, and in narrow blocks, one element an access, where they do
+not and for what eight elements leave over. (In wide blocks the second loop would cost most of the registers.)
 
 Numbers: float32 arithmetic with IEEE square root and, for what is stored, division; subnormal numbers count. Squares
 are summed in float64, where those of float32 numbers neither overflow nor vanish. Every sum has a fixed order: over
@@ -61,6 +62,12 @@ def _squares(x, BLOCK: tl.constexpr):
     """Sums of four neighbours' squares, float64, (BLOCK / 4,); neighbours lie in one thread."""
     x = tl.reshape(x.to(tl.float64), (BLOCK // 4, 4))
     return tl.sum(x * x, 1)
+
+
+@triton.jit
+def _square(x):
+    x = x.to(tl.float64)
+    return x * x
 
 
 @triton.jit
@@ -205,14 +212,15 @@ def gradient_kernel(
     address = tl.load(gradients + i)
     unscale = _unscale(grad_scale)
     lane = tl.arange(0, BLOCK)
+    narrow = tl.arange(0, BLOCK // 4)
     whole = tl.where(address % 16 == 0, size // 8 * 8, 0)
     total = tl.full((BLOCK // 4,), 0.0, tl.float64)
     g_base = tl.multiple_of(address.to(tl.pointer_type(G)), 16) + start
     for at in range(0, whole, BLOCK):
         total += _squares(_load_gradient(g_base, at + lane, whole, unscale, MAXIMIZE), BLOCK)
     g_base = address.to(tl.pointer_type(G)) + start
-    for at in range(whole, size, BLOCK):
-        total += _squares(_load_gradient(g_base, at + lane, size, unscale, MAXIMIZE), BLOCK)
+    for at in range(whole, size, BLOCK // 4):
+        total += _square(_load_gradient(g_base, at + narrow, size, unscale, MAXIMIZE))
     tl.store(partials + number, tl.sum(total, 0))
 
 
@@ -269,9 +277,15 @@ def metric_kernel(
     """Sums of n^2 and w^2 before the clip, one a chunk, in rows 1 and 2 of `partials`: 12 bytes a float32 parameter.
 
     With GUESS, eps_t = eps is taken for granted, and row 0 gets the sums of g^2, by which a launch with REDO finds
-    the tensors for which that was wrong; all other chunks are left at once.
+    the tensors for which that was wrong. One number after the rows of `partials`, which `sum_kernel` changes, tells
+    that launch whether there is any.
     """
     number = tl.program_id(0)
+    if GUESS:
+        tl.store(partials + 3 * n_chunks, 0.0, mask=number == 0)
+    if REDO:  # noqa: SIM102 (what stands in there must not even be compiled otherwise)
+        if tl.load(partials + 3 * n_chunks) == 0.0:
+            return
     i, start, size = _chunk_of(chunks, number, table, n, chunk)
     numel = tl.load(table + NUMEL * n + i)
     slot = tl.load(table + SLOT * n + i)
@@ -287,6 +301,7 @@ def metric_kernel(
     f_address = tl.load(table + FIM * n + i)
     p_address = tl.load(table + PARAM * n + i)
     lane = tl.arange(0, BLOCK)
+    narrow = tl.arange(0, BLOCK // 4)
     whole = tl.where((g_address | f_address | p_address) % 16 == 0, size // 8 * 8, 0)
     g_total = tl.full((BLOCK // 4,), 0.0, tl.float64)
     n_total = tl.full((BLOCK // 4,), 0.0, tl.float64)
@@ -308,15 +323,15 @@ def metric_kernel(
     g_base = g_address.to(tl.pointer_type(G)) + start
     f_base = f_address.to(tl.pointer_type(F)) + start
     p_base = p_address.to(tl.pointer_type(P)) + start
-    for at in range(whole, size, BLOCK):
+    for at in range(whole, size, BLOCK // 4):
         g, natural, w = _directions(
-            g_base, f_base, p_base, at + lane, size, unscale, decay, gain, term, RHO, MAXIMIZE, WEIGHT_DECAY
+            g_base, f_base, p_base, at + narrow, size, unscale, decay, gain, term, RHO, MAXIMIZE, WEIGHT_DECAY
         )
         if GUESS:
-            g_total += _squares(g, BLOCK)
-        n_total += _squares(natural, BLOCK)
+            g_total += _square(g)
+        n_total += _square(natural)
         if WEIGHT_DECAY:
-            w_total += _squares(w, BLOCK)
+            w_total += _square(w)
 
     if GUESS:
         tl.store(partials + number, tl.sum(g_total, 0))
@@ -336,10 +351,14 @@ def sum_kernel(
     n_chunks,
     n_slots,
     row,
+    GUESS: tl.constexpr,
     REDO: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Rows `row` and following of `sums` (3, n_slots), one program a tensor and row, from those of `partials`."""
+    if REDO:  # noqa: SIM102 (what stands in there must not even be compiled otherwise)
+        if tl.load(partials + 3 * n_chunks) == 0.0:
+            return
     i = tl.program_id(0)
     row += tl.program_id(1)
     slot = tl.load(table + SLOT * n + i)
@@ -354,7 +373,11 @@ def sum_kernel(
     totals = tl.full((BLOCK,), 0.0, tl.float64)
     for at in range(0, count, BLOCK):
         totals += tl.load(base + at + lane, mask=at + lane < count, other=0.0)
-    tl.store(sums + row.to(tl.int64) * n_slots + slot, tl.sum(totals, 0), mask=keep)
+    total = tl.sum(totals, 0)
+    tl.store(sums + row.to(tl.int64) * n_slots + slot, total, mask=keep)
+    if GUESS:
+        wrong = _epsilon_is_bound(total, tl.load(table + NUMEL * n + i), eps, eps2) == 0
+        tl.store(partials + 3 * n_chunks, 1.0, mask=(row == 0) & wrong)
 
 
 @triton.jit
@@ -461,6 +484,7 @@ def apply_kernel(
     m_address = tl.load(table + MOMENTUM * n + i)
     p_address = tl.load(table + PARAM * n + i)
     lane = tl.arange(0, BLOCK)
+    narrow = tl.arange(0, BLOCK // 4)
     whole = tl.where((g_address | f_address | m_address | p_address) % 16 == 0, size // 8 * 8, 0)
 
     g_base = tl.multiple_of(g_address.to(tl.pointer_type(G)), 16) + start
@@ -478,9 +502,9 @@ def apply_kernel(
     f_base = f_address.to(tl.pointer_type(F)) + start
     m_base = m_address.to(tl.pointer_type(M)) + start
     p_base = p_address.to(tl.pointer_type(P)) + start
-    for at in range(whole, size, BLOCK):
+    for at in range(whole, size, BLOCK // 4):
         _update(
-            g_base, f_base, m_base, p_base, at + lane, size, element, key, unscale, decay, gain, term, n_factor,
+            g_base, f_base, m_base, p_base, at + narrow, size, element, key, unscale, decay, gain, term, n_factor,
             w_factor, lr, beta1, rest1, weight_decay, m_largest, f_largest,
             RHO, MAXIMIZE, WEIGHT_DECAY, CLIP, STOCHASTIC,
         )  # fmt: skip

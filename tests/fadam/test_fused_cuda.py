@@ -122,11 +122,12 @@ SHAPES = (), (5, 7), (1100,)
 
 @pytest.mark.parametrize("case", OPTIONS)
 def test_every_option(case: str) -> None:
-    """Gradients from tiny, where eps_t < eps, to large, with zeros among them."""
+    """Gradients from tiny, where eps_t < eps, to large, together and one after another, with zeros among them."""
     values = normal(*SHAPES, seed=100)
     group, oracle = Group(values, **OPTIONS[case]), Oracle(values, **OPTIONS[case])
     for t, scale in enumerate((1e-7, 1.0, 1e-9, 100.0)):
         grads = normal(*SHAPES, seed=t, scale=scale)
+        grads[1] *= 1e-8
         grads[2][::3] = 0
         group.step(grads)
         oracle.step(grads)
@@ -145,11 +146,10 @@ def test_small_and_large_gradients(scale: float, rho: float) -> None:
     close(group, oracle)
 
 
-BORDERS = (1,), (7,), (9,), (1023,), (1024,), (1025,), (2048,), (2049,), (4103,)
+BORDERS = (1,), (7,), (9,), (1023,), (1025,), (2048,), (2049,), (4103,)
 
 
-@pytest.mark.parametrize("chunk", [2048, 4096])
-@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(("chunk", "shift"), [(2048, 0), (4096, 0), (4096, 1)])
 def test_sizes_around_blocks_and_chunks(chunk: int, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also as views that begin one element off, which leaves no 16-byte access; nothing outside is touched."""
     monkeypatch.setattr(cuda, "_CHUNKS", (chunk, chunk))
@@ -343,7 +343,7 @@ def test_unscaling_of_gradients() -> None:
     assert equal(copies(group), copies(other))
 
 
-@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01), torch.tensor([0.01], dtype=torch.float64).reshape(())])
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01, dtype=torch.float64)])
 def test_steps_on_the_device_and_steps_that_differ(lr: float | Tensor) -> None:
     values = normal(*SHAPES, seed=100)
     host, device, oracle = Group(values, lr=lr), Group(values, lr=lr, capturable=True), Oracle(values, lr=0.01)
@@ -533,11 +533,17 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "8.0 or later, not 7.5" in str(refusal([], [], [], [], published))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cuda, "_trial", lambda device: None)
     assert refusal([], [], [], [], published) is None
     x = [torch.ones(2)]
     assert refusal(x, x, x, x, published) == "there are cpu tensors among CUDA ones"
     with interpreted():  # which is for tests alone
         assert refusal(x, x, x, x, published) is not None
+    monkeypatch.setattr(cuda, "_trial", lambda device: f"a trial on {device} failed")
+    assert refusal([], [], [], [], published) == "a trial on cuda:0 failed"
+    monkeypatch.setattr(cuda, "_trial", lambda device: None)
 
     def on_cuda(dtype: torch.dtype) -> list[Any]:
         return [SimpleNamespace(device=torch.device("cuda"), dtype=dtype)]
@@ -547,6 +553,15 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no torch.float64 tensors" in str(refusal(single, single, double, single, published))
     monkeypatch.setattr(triton, "__version__", "3.2.0")
     assert refusal([], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
+
+
+def test_a_trial_comes_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial, device = cuda._trial.__wrapped__, torch.device("cpu")
+    assert "a trial on cpu failed: " in trial(device)  # there is no driver for the real kernels here
+    with interpreted():
+        assert trial(device) is None
+        monkeypatch.setattr(CudaBackend, "_apply", lambda *_: None)
+        assert trial(device) == "a trial on cpu came out different from the multi-tensor loop"
 
 
 class Target:
@@ -559,7 +574,7 @@ class Target:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self.capability  # compiled kernels are kept by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -612,8 +627,7 @@ def test_the_compiler_takes_the_published_step(capability: int, compiled: Compil
     assert accesses(metric)["ld.global.v4.b32"] == 3
     assert accesses(apply)["ld.global.v4.b32"] == 4
     assert accesses(apply)["st.global.v4.b32"] == 3
-    assert "metric_kernel REDO" in kernels
-    assert "sum_kernel" in kernels
+    assert {"sum_kernel GUESS", "metric_kernel REDO", "sum_kernel REDO"} <= kernels.keys()
     for kernel in kernels.values():
         assert spilled(kernel, tmp_path / "kernel.cubin") == 0
 
