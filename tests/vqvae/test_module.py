@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,21 @@ def test_evaluation_takes_every_tile_once(make_store) -> None:
     for loader, split in ((data.val_dataloader(), "val"), (data.test_dataloader(), "test")):
         tiles = torch.cat(list(loader))
         assert torch.equal(tiles, data.split(split).__getitems__(range(len(data.split(split)))))
+
+
+@pytest.mark.parametrize(("processes", "size"), [(2, 4), (3, 2), (4, 1), (5, 64)])
+def test_processes_share_the_evaluation_in_as_many_batches_each(make_store, processes: int, size: int) -> None:
+    data = data_at(make_store(count=33), eval_batch_size=size)
+    shares = []
+    for rank in range(processes):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=processes)  # type: ignore[assignment]
+        shares.append(list(data.val_dataloader()))
+    assert len({len(share) for share in shares}) == 1
+    assert all(0 < len(batch) <= size + 1 for share in shares for batch in share)
+    every = torch.cat([batch for share in shares for batch in share]).flatten(1)
+    expected = data.split("val").__getitems__(range(len(data.split("val")))).flatten(1)
+    assert len(every) == len(expected) > processes
+    assert torch.equal(torch.unique(every, dim=0), torch.unique(expected, dim=0))
 
 
 def test_data_module_says_what_it_holds(make_store, tmp_path: Path) -> None:
