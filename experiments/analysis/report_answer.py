@@ -24,6 +24,7 @@ from experiments.analysis.report_parts import (
     grouped,
     matters_text,
     metric_text,
+    minus_signs,
     outcome_cell,
     phrase,
     run_kind,
@@ -211,10 +212,13 @@ def _answer_plot(parts: Sequence[Verdict]) -> Plot:
 
 @dataclass(frozen=True)
 class PartView:
+    """What one task says; `also` are comparisons that are reported beside and decide nothing."""
+
     title: str
     sign: Cell
     gain: Cell
     sentence: str
+    also: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,8 @@ def claim_views(found: Sequence[Verdict], records: Sequence[Record], links: Link
                 SPECS[part.task].title if part.task in SPECS else "",
                 outcome_cell(part.word),
                 gain_cell(part.comparison, links) if _tested(part) else dash(""),
-                part.sentence,
+                minus_signs(part.sentence),
+                tuple(Cell(f"{c.label}, gain {gain_text(c)}, {c.outcome}", links.pair(c)) for c in part.also),
             )
             for part in v.parts or (v,)
         ]

@@ -153,6 +153,11 @@ def summary_text(metric: Metric, summary: Summary | None) -> str:
     return metric.summary(summary).replace("-", "−")
 
 
+def minus_signs(text: str) -> str:
+    """A sentence whose negative numbers have a real minus sign."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+
+
 def setting_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 

@@ -115,8 +115,8 @@ def _ratio_cell(speed: Speed, links: Links, arm: Arm) -> Cell:
         text += f" [{', '.join('∞' if math.isinf(v) else f'{v:.2f}' for v in ratio.interval)}]"
     more: tuple[Cell, ...] = ()
     if ratio.censored or ratio.other_censored:
-        missed = f"FAdam {len(ratio.censored)}, it {len(ratio.other_censored)}"
-        more = (Cell(f"{ratio.kind}; target missed of {len(ratio.ratios)}: {missed}"),)
+        missed = f"FAdam misses it on {len(ratio.censored)}, the other on {len(ratio.other_censored)}"
+        more = (Cell(f"{ratio.kind}; {missed} of {len(ratio.ratios)} seeds"),)
     return Cell(text, links.runs(arm.runs), more=more)
 
 
