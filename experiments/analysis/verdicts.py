@@ -64,6 +64,7 @@ SUPPORTED, CONTRADICTED, NONE, NOT_TESTED = (
     "not tested here",
 )
 WORDS = (SUPPORTED, CONTRADICTED, NONE, NOT_TESTED)
+LEVEL = 0.05
 TESTS = ("superiority", "noninferiority", "range", "interaction", "identity")
 # What decides, for the reader.
 RULES = (
@@ -75,10 +76,11 @@ RULES = (
     "the arm named first is better. It counts where Student's 95% interval, and the bootstrap's (BCa) where there "
     "are five pairs, exclude zero, and it is at least what the protocol declared to matter. Five values are few to "
     "resample: the bootstrap's interval alone would be too short.",
+    "- It must also survive the others: the paired t test's p, after Holm's correction over the family of all primary "
+    "comparisons that are planned at its scale, is at most 0.05. What is better or worse only when taken alone is "
+    "called so, and is no verdict.",
     "- The sign-flip permutation p is at least 1/16 for five pairs and 1/4 for three, however large the "
-    "differences, and more after Holm's correction over the family of primary comparisons. So it is reported and "
-    "decides nothing. The t test's p after Holm's correction is the stricter reading: where it is above 0.05, the "
-    "verdict is not safe against several comparisons having been made.",
+    "differences, and more after Holm's correction. So it is reported and decides nothing.",
     "- A diverged run counts as infinitely bad.",
 )
 
@@ -222,6 +224,10 @@ def judge(claim: Claim, comparison: Comparison) -> tuple[str, str]:
     outcome = decide(gain, matters)
     text = f"{comparison.label}: gain {gain_text(comparison)}"
     word = {BETTER_ARM: SUPPORTED, WORSE_ARM: CONTRADICTED}.get(outcome, NONE)
+    alone = word != NONE and comparison.p_t_holm is not None and comparison.p_t_holm > LEVEL
+    if alone:
+        word = NONE
+        text += f"; {outcome} taken alone, not after Holm's correction over all comparisons of its scale"
     if claim.test == "noninferiority" and word != CONTRADICTED and gain.n >= LEAST_PAIRS and gain.mean is not None:
         intervals = [i for i in (gain.t_interval, gain.bca) if i is not None]
         above = gain.mean > -matters and all(low > -matters for low, _ in intervals)
@@ -233,8 +239,6 @@ def judge(claim: Claim, comparison: Comparison) -> tuple[str, str]:
         if gain.detectable is not None:
             text += f"; {comparison.number(gain.detectable).lstrip('+')} could have been detected (power 80%)"
             text += f", {_matters(comparison)} would matter"
-    elif comparison.p_t_holm is not None and comparison.p_t_holm > 0.05:
-        text += "; not safe against several comparisons having been made (Holm above 0.05)"
     return word, text
 
 

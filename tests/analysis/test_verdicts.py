@@ -12,6 +12,7 @@ import yaml
 from experiments.analysis import verdicts as module
 from experiments.analysis.paper import load_paper
 from experiments.analysis.records import AnalysisError, load_records
+from experiments.analysis.stats import BETTER_ARM
 from experiments.analysis.verdicts import (
     CONTRADICTED,
     NONE,
@@ -126,12 +127,13 @@ def test_certain_but_too_small_is_said():
     assert "below 0.0100, the least that would matter" in verdict.sentence
 
 
-def test_a_verdict_that_holms_correction_does_not_bear_is_marked():
-    assert "not safe" not in verdict_on("C1", "llm", study_of("llm", {"adamw_clip": 0.05})).sentence
+def test_what_holms_correction_does_not_bear_is_no_verdict():
+    assert "taken alone" not in verdict_on("C1", "llm", study_of("llm", {"adamw_clip": 0.05})).sentence
     weak = verdict_on("C1", "llm", study_of("llm", {"adamw_clip": 0.05}, 0.1))
-    assert weak.word == SUPPORTED
+    assert weak.word == NONE
+    assert weak.comparison.outcome == BETTER_ARM
     assert weak.comparison.gain.p_t < 0.05 < weak.comparison.p_t_holm
-    assert "not safe against several comparisons" in weak.sentence
+    assert "better taken alone, not after Holm's correction" in weak.sentence
 
 
 def test_another_metric_is_reported_beside_and_decides_nothing():
