@@ -189,9 +189,12 @@ class CudaBackend:
 
         numels = [p.numel() for p in params] if numels is None else numels
         offsets = [0] * len(params) if offsets is None else offsets
-        groups: dict[tuple[torch.dtype, ...], list[int]] = {}
-        for i, tensors in enumerate(zip(params, grads, momentums, fims, strict=True)):
-            groups.setdefault(tuple(x.dtype for x in tensors), []).append(i)
+        groups: dict[tuple[torch.dtype, ...], Sequence[int]] = {(): range(self._size)}
+        if any(len({x.dtype for x in tensors}) > 1 for tensors in (params, grads, momentums, fims)):
+            groups = {}
+            for i, four in enumerate(zip(params, grads, momentums, fims, strict=True)):
+                key = tuple(x.dtype for x in four)
+                groups[key] = [*groups.get(key, ()), i]
         self._copies: list[tuple[Tensor, Tensor]] = []
         with self._on_device():
             self._parts = [
@@ -343,7 +346,7 @@ class CudaBackend:
 
     def _part(
         self,
-        index: list[int],
+        index: Sequence[int],
         tensors: list[list[Tensor]],
         numels: list[int],
         offsets: list[int],
@@ -351,7 +354,10 @@ class CudaBackend:
         capturable: bool,
     ) -> _Part:
         params, grads, momentums, fims, steps = tensors
-        for k, four in enumerate(zip(params, grads, momentums, fims, strict=True)):
+        for k, (p, g, m, f) in enumerate(zip(params, grads, momentums, fims, strict=True)):
+            if p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and f.is_contiguous():
+                continue
+            four = p, g, m, f
             if _one_layout(four):
                 continue
             for list_, x in zip((params, grads, momentums, fims), four, strict=True):
@@ -513,8 +519,6 @@ def _is_capturing(device: torch.device) -> bool:
 
 def _one_layout(tensors: Sequence[Tensor]) -> bool:
     """Whether the elements of all lie in one order in memory, without gaps, so that the order does not matter."""
-    if all(x.is_contiguous() for x in tensors):
-        return True
     strides = tensors[0].stride()
     if any(x.stride() != strides for x in tensors):
         return False
