@@ -120,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(table)
     rest = duration(minutes / options.jobs) + (" and what is unknown" if unknown else "")
     words = ", ".join(f"{total[name]} {name}" for name in STATES)
-    console.print(f"{words} of {total.total()} runs; about {rest} left with {options.jobs} at a time.", highlight=False, soft_wrap=True)
+    sentence = f"{words} of {total.total()} runs; about {rest} left with {options.jobs} at a time."
+    console.print(sentence, highlight=False, soft_wrap=True)
     for run in listed:
         console.print(f"{options.list}: {run.record}", highlight=False, soft_wrap=True)
     return 0
