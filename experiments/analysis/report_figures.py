@@ -286,6 +286,7 @@ def forest(name: str, label: str, rows: Sequence[Row], matters: float, x: str) -
     axis.set_xlim(-limit, limit)
     axis.set_ylim(-0.55, len(rows) - 0.4)
     axis.set_yticks([])
+    axis.locator_params(axis="x", nbins=5)
     axis.set_xlabel(x, color=_INK, fontsize=_SIZE)
     return svg(figure, name, label)
 
