@@ -327,6 +327,28 @@ def a_scaler_skips_what_overflowed(_: Path) -> None:
     assert opt.state[p]["step"].item() == opt.state[q]["step"].item() == 2
 
 
+def a_scaler_of_shards(_: Path) -> None:
+    """What overflows in the shard of one process is skipped by all."""
+    mesh = init_device_mesh("cpu", (2,))
+    for fused in (True, False):
+        one, p = nn.Parameter(torch.ones(5, 2)), nn.Parameter(placed(torch.ones(5, 2), mesh, [Shard(0)]))
+        opt, plain_one = FAdam([p], fused=fused), FAdam([one])
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=100)
+        for factor in (1.0, torch.inf, 2.0):
+            scale = scaler.scale(torch.ones(())).item()
+            g = torch.full((5, 2), 0.5)
+            g[4, 1] *= factor
+            p.grad = placed(scale * g, mesh, [Shard(0)])
+            scaler.step(opt)
+            scaler.update()
+            if factor < torch.inf:
+                one.grad = g
+                plain_one.step()
+        assert scaler.get_scale() == 4.0
+        assert opt.state[p]["step"].item() == 2
+        torch.testing.assert_close(whole(p), one.detach())
+
+
 def resumed_exactly(_: Path) -> None:
     """Through a state dict and through a deep copy, the shards in place."""
     net = model()
@@ -432,6 +454,7 @@ TWO: list[Check] = [
     parameters_without_gradients,
     stochastic_rounding,
     a_scaler_skips_what_overflowed,
+    a_scaler_of_shards,
     resumed_exactly,
     checkpoint_over_two_one_and_two_processes,
     full_state_dict,
