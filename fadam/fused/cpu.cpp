@@ -27,6 +27,8 @@ namespace {
 constexpr int64_t kChunk = 16384;      // elements of one partial sum; their g, f and theta fit a core's L2
 constexpr int64_t kBlock = 1024;       // elements that are converted at a time, where they must be
 constexpr int64_t kAlone = 4 * kChunk; // up to this size a tensor is one thread's work
+constexpr int64_t kLanes = 16;         // elements of a step of the inner loops of float32
+constexpr int64_t kAhead = 512;        // how far ahead of it they ask for memory: a core alone then gets 6% more of it
 constexpr double kPlain = 1e-30;       // above it no reciprocal or factor leaves float32's normal range
 
 enum Type : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -274,9 +276,9 @@ double sum_of_squares(const float *g, int64_t n) {
   return total;
 }
 
-template <Way way, bool decays, class Sum, class T>
+template <Way way, bool decays, class T>
 Sums metric_squares(const Metric<T> &c, const T *g, const T *f, const T *p, int64_t size) {
-  Sum sum_g = 0, sum_n = 0, sum_w = 0;
+  double sum_g = 0, sum_n = 0, sum_w = 0;
 #pragma omp simd reduction(+ : sum_g, sum_n, sum_w)
   for (int64_t i = 0; i < size; ++i) {
     const T d = metric<way>(c, fim(c, f[i], g[i]));
@@ -289,11 +291,36 @@ Sums metric_squares(const Metric<T> &c, const T *g, const T *f, const T *p, int6
       n = d == 0 ? T(0) : g[i] / d;
       if (decays) w = d == 0 ? T(0) : bounded(p[i] / d);
     }
-    sum_g += Sum(g[i]) * Sum(g[i]);
-    sum_n += Sum(n) * Sum(n);
-    if (decays) sum_w += Sum(w) * Sum(w);
+    sum_g += double(g[i]) * double(g[i]);
+    sum_n += double(n) * double(n);
+    if (decays) sum_w += double(w) * double(w);
   }
-  return {double(sum_g), double(sum_n), double(sum_w)};
+  return {sum_g, sum_n, sum_w};
+}
+
+// The same by reciprocals, added up in float.
+template <bool decays>
+Sums metric_squares32(const Metric<float> &c, const float *g, const float *f, const float *p, int64_t size) {
+  float sum_g[kLanes] = {}, sum_n[kLanes] = {}, sum_w[kLanes] = {};
+  const auto add = [&](int64_t i, int64_t k) {
+    const float gi = g[i], r = 1 / metric<kReciprocal>(c, fim(c, f[i], gi));
+    const float n = gi * r, w = decays ? p[i] * r : 0;
+    sum_g[k] += gi * gi;
+    sum_n[k] += n * n;
+    sum_w[k] += w * w;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    __builtin_prefetch(g + i + kAhead);
+    __builtin_prefetch(f + i + kAhead);
+    if (decays) __builtin_prefetch(p + i + kAhead);
+#pragma omp simd
+    for (int64_t k = 0; k < kLanes; ++k) add(i + k, k);
+  }
+  for (int64_t k = 0; i + k < size; ++k) add(i + k, k);
+  Sums sums;
+  for (int64_t k = 0; k < kLanes; ++k) sums.g += sum_g[k], sums.n += sum_n[k], sums.w += sum_w[k];
+  return sums;
 }
 
 template <Way way, bool decays, class T>
@@ -302,11 +329,11 @@ void add_squares(const Metric<T> &c, const T *g, const T *f, const T *p, int64_t
     const int64_t run = std::min(kRun32, size - i);
     Sums more;
     bool exact = false;
-    if (way == kReciprocal) {
-      more = metric_squares<way, decays, T>(c, g + i, f + i, p + i, run);
+    if constexpr (way == kReciprocal) {
+      more = metric_squares32<decays>(c, g + i, f + i, p + i, run);
       exact = exact_enough(float(more.g)) && exact_enough(float(more.n)) && (!decays || exact_enough(float(more.w)));
     }
-    if (!exact) more = metric_squares<way, decays, double>(c, g + i, f + i, p + i, run);
+    if (!exact) more = metric_squares<way, decays>(c, g + i, f + i, p + i, run);
     sums.g += more.g, sums.n += more.n, sums.w += more.w;
   }
 }
@@ -319,7 +346,7 @@ template <class T> struct Update {
 };
 
 template <Way way, bool decays, class T>
-void update(const Metric<T> &c, const Update<T> &u, const T *g, T *f, T *m, T *p, int64_t size) {
+inline void update_some(const Metric<T> &c, const Update<T> &u, const T *g, T *f, T *m, T *p, int64_t size) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) {
     const T fi = fim(c, f[i], g[i]), d = metric<way>(c, fi);
@@ -337,6 +364,20 @@ void update(const Metric<T> &c, const Update<T> &u, const T *g, T *f, T *m, T *p
     m[i] = mi;
     p[i] -= u.lr * step;
   }
+}
+
+template <Way way, bool decays, class T>
+void update(const Metric<T> &c, const Update<T> &u, const T *g, T *f, T *m, T *p, int64_t size) {
+  int64_t i = 0;
+  if (way == kReciprocal)
+    for (; i + kLanes <= size; i += kLanes) {
+      __builtin_prefetch(g + i + kAhead);
+      __builtin_prefetch(f + i + kAhead, 1);
+      __builtin_prefetch(m + i + kAhead, 1);
+      __builtin_prefetch(p + i + kAhead, 1);
+      update_some<way, decays>(c, u, g + i, f + i, m + i, p + i, kLanes);
+    }
+  update_some<way, decays>(c, u, g + i, f + i, m + i, p + i, size - i);
 }
 
 // ---- a tensor --------------------------------------------------------------------------------------------------------
@@ -490,7 +531,7 @@ private:
     return {T(call_.beta2 * before / now), T((1 - call_.beta2) / now), T(e), T(call_.rho)};
   }
 
-  template <class T> bool reciprocal(double e) const { return sizeof(T) == 4 && call_.rho == 0.5 && e >= kPlain && e <= 1; }
+  bool reciprocal(double e) const { return call_.rho == 0.5 && e >= kPlain && e <= 1; }
 
   template <Way way, class T> Sums sum_all(const Team &team, Partial *partials, double e, bool decays) const {
     const Metric<T> c = metric_of<T>(e);
@@ -517,11 +558,12 @@ private:
   }
 
   template <class T> Sums metric_sums(const Team &team, Partial *partials, double e, bool decays) const {
-    if (reciprocal<T>(e)) {
-      const Sums sums = sum_all<kReciprocal, T>(team, partials, e, decays);
-      if (std::isfinite(sums.n) && std::isfinite(sums.w)) return sums;
-      team.wait();
-    }
+    if constexpr (sizeof(T) == 4)
+      if (reciprocal(e)) {
+        const Sums sums = sum_all<kReciprocal, T>(team, partials, e, decays);
+        if (std::isfinite(sums.n) && std::isfinite(sums.w)) return sums;
+        team.wait();
+      }
     if (call_.rho == 0.5) return sum_all<kRoot, T>(team, partials, e, decays);
     return sum_all<kPower, T>(team, partials, e, decays);
   }
@@ -561,9 +603,9 @@ private:
                          T(divisor_w)};
     // Without the sum nothing tells whether theta / d overflows: no |w| is above the root of the sum of all w^2.
     const bool plain = std::fabs(n) >= kPlain && (!decays || (clips && w >= kPlain && sums.w < 1e76));
-    if (reciprocal<T>(e) && plain)
-      update_all<kReciprocal>(team, c, u, decays);
-    else if (call_.rho == 0.5)
+    if constexpr (sizeof(T) == 4)
+      if (plain && reciprocal(e)) return update_all<kReciprocal>(team, c, u, decays);
+    if (call_.rho == 0.5)
       update_all<kRoot>(team, c, u, decays);
     else
       update_all<kPower>(team, c, u, decays);

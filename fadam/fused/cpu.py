@@ -19,6 +19,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,12 @@ def refusal(
     if options.get("differentiable"):
         return "autograd does not see into it"
     tensors = (params, grads, momentums, fims)
-    if not all(x.is_cpu for x in chain(*tensors)):
+    if not all(map(attrgetter("is_cpu"), chain(*tensors))):
         return "not all tensors are on the CPU"
-    for dtype in {x.dtype for x in chain(*tensors)}:
+    for dtype in set(map(attrgetter("dtype"), chain(*tensors))):
         if dtype not in _TYPES:
             return f"it knows no {dtype}"
-    if any(x.layout != torch.strided for x in chain(*tensors)):
+    if any(layout != torch.strided for layout in set(map(attrgetter("layout"), chain(*tensors)))):
         return "not all tensors are strided"
     try:
         _library()
