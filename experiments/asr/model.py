@@ -39,6 +39,13 @@ class Subsampling(nn.Module):
         return self.project(x.transpose(1, 2).flatten(2))  # (B, T/4, D)
 
 
+class FrameNorm(nn.LayerNorm):
+    """Normalises the channels of each frame of (B, D, T)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
 class ConformerCTC(nn.Module):
     """Log-mel features to log-probabilities of symbols, CTC's blank among them.
 
@@ -50,8 +57,8 @@ class ConformerCTC(nn.Module):
         ffn_ratio: width of the feed-forward layers over `dim`.
         channels: of the two subsampling convolutions.
         dropout: rate everywhere in the encoder.
-        norm: in the convolution modules: "batch", or "group", over the frames and channels of one utterance, padding
-            included, which is the same however a batch is spread over processes.
+        norm: in the convolution modules: "batch", or "layer", over the channels of each frame, which keeps no
+            statistics and so is the same however a batch is spread over processes.
 
     Raises:
         ConfigError: an option is out of range.
@@ -68,7 +75,7 @@ class ConformerCTC(nn.Module):
         ffn_ratio: int = 4,
         channels: Sequence[int] = (16, 32),
         dropout: float = 0.0,
-        norm: Literal["batch", "group"] = "batch",
+        norm: Literal["batch", "layer"] = "batch",
     ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("layers", layers), ("ffn_ratio", ffn_ratio)):
@@ -84,12 +91,16 @@ class ConformerCTC(nn.Module):
             raise ConfigError(f"model.channels must be two numbers of at least 1, got {list(channels)}")
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"model.dropout must be at least 0 and less than 1, got {dropout}")
-        if norm not in ("batch", "group"):
-            raise ConfigError(f"model.norm must be batch or group, got {norm!r}")
+        if norm not in ("batch", "layer"):
+            raise ConfigError(f"model.norm must be batch or layer, got {norm!r}")
         self.vocab_size, self.n_mels = vocab_size, n_mels
         self.subsampling = Subsampling(n_mels, channels, dim)
         self.dropout = nn.Dropout(dropout)
-        self.encoder = Conformer(dim, heads, ffn_ratio * dim, layers, kernel, dropout, use_group_norm=norm == "group")
+        self.encoder = Conformer(dim, heads, ffn_ratio * dim, layers, kernel, dropout=dropout)
+        if norm == "layer":
+            for layer in self.encoder.conformer_layers:
+                steps = layer.conv_module.sequential
+                steps[[isinstance(step, nn.BatchNorm1d) for step in steps].index(True)] = FrameNorm(dim)
         self.head = nn.Linear(dim, vocab_size)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -112,6 +112,13 @@ def build_trainer(cfg: DictConfig, stem: Path) -> Trainer:
         val_check_interval=interval,
         _convert_="object",
     )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if cfg.multirun and trainer.world_size > 1 and not environment.creates_processes_externally:
+        # Lightning starts the others with this process's command line, which is the sweep's.
+        raise ConfigError(
+            f"a sweep on one machine cannot start runs of {trainer.world_size} processes: send it to SLURM with "
+            "hydra/launcher=slurm, or start its runs one by one"
+        )
     return trainer
 
 
@@ -168,6 +175,7 @@ def quiet_lightning() -> None:
         ".*your dataloader is not resumable.*",  # it is: see experiments.core.data
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*LeafSpec.*is deprecated.*",
+        ".*recommended to use `self.log.*sync_dist=True.*",  # what is logged is of all processes already
     ):
         warnings.filterwarnings("ignore", message=message)
 

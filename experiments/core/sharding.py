@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -45,25 +45,42 @@ class Shardable(Protocol):
     def layout(self) -> Layout: ...
 
 
+class _Averaged(torch.autograd.Function):
+    """A replicated tensor as a plain one; its gradient is the mean over processes.
+
+    In the graph, because a hook on the parameter is lost when its module is moved to a device.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: DTensor) -> Tensor:  # type: ignore[override]
+        ctx.mesh = tensor.device_mesh
+        local = tensor.to_local()
+        return local.view_as(local)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        mesh = ctx.mesh
+        parts = DTensor.from_local(gradient / mesh.size(), mesh, [Partial()] * mesh.ndim, run_check=False)
+        return parts.redistribute(placements=[Replicate()] * mesh.ndim)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A replicated parameter, or the optimizer's state of one, as a plain tensor that shares its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    if tensor.requires_grad and torch.is_grad_enabled():
+        averaged: Tensor = _Averaged.apply(tensor)
+        return averaged
+    return tensor.to_local()
 
 
 def _replicate(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Keep the module's own parameters whole on every process, and their gradients the mean over processes."""
+    """Keep the module's own parameters whole on every process; `whole` sees to their gradients."""
     placements = [Replicate()] * mesh.ndim
-
-    def average(gradient: Tensor) -> Tensor:
-        parts = DTensor.from_local(whole(gradient) / mesh.size(), mesh, [Partial()] * mesh.ndim, run_check=False)
-        return parts.redistribute(placements=placements)
-
     for name, parameter in list(module.named_parameters(recurse=False)):
         copies = nn.Parameter(
             distribute_tensor(parameter.detach().to(mesh.device_type), mesh, placements), parameter.requires_grad
         )
-        if copies.requires_grad:
-            copies.register_hook(average)
         module.register_parameter(name, copies)
 
 
@@ -95,7 +112,7 @@ def shard(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ConfigError(
                 f"sharded training needs norms without running statistics, got a batch norm, {name}; "
-                "the Conformer has model.norm=group"
+                "the Conformer has model.norm=layer"
             )
     layout = model.layout()
     for module in layout.replicated:

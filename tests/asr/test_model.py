@@ -30,9 +30,19 @@ def test_announced_length_is_the_convolutions_length(frames: int) -> None:
     assert model.subsampling(torch.zeros(1, frames, 80)).shape[1] == int(subsampled(torch.tensor(frames)))
 
 
-def test_padding_does_not_change_an_utterance_in_evaluation() -> None:
+def test_the_encoder_is_torchaudios() -> None:
     torch.manual_seed(0)
-    model = small(channels=(2, 2)).eval()
+    model, features, lengths = small(channels=(2, 2)).eval(), torch.randn(2, 51, 80), torch.tensor([33, 51])
+    encoded, out = model.encoder(model.subsampling(features), subsampled(lengths))
+    found, announced = model(features, lengths)
+    assert torch.equal(found, model.head(encoded).log_softmax(-1))
+    assert torch.equal(announced, out)
+
+
+@pytest.mark.parametrize(("norm", "training"), [("batch", False), ("layer", False), ("layer", True)])
+def test_padding_does_not_change_an_utterance(norm: str, training: bool) -> None:
+    torch.manual_seed(0)
+    model = small(channels=(2, 2), norm=norm).train(training)
     short = torch.randn(1, 31, 80)
     alone, _ = model(short, torch.tensor([31]))
     batch = torch.cat([torch.nn.functional.pad(short, (0, 0, 0, 20)), torch.randn(1, 51, 80)])
@@ -48,13 +58,14 @@ def test_sizes() -> None:
     with torch.device("meta"):
         conformer_s = ConformerCTC(256, dim=144, layers=16, kernel=31, channels=(144, 144), dropout=0.1)
     assert sum(p.numel() for p in conformer_s.parameters()) == 8_390_848
+    assert sum(p.numel() for p in ConformerCTC(29, norm="layer").parameters()) == count
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
         ("vocab_size", 0), ("dim", 15), ("heads", 0), ("layers", 0), ("kernel", 4), ("n_mels", 3),
-        ("channels", (1,)), ("dropout", 1.0), ("ffn_ratio", 0),
+        ("channels", (1,)), ("dropout", 1.0), ("ffn_ratio", 0), ("norm", "group"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_named(option: str, value) -> None:

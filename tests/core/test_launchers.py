@@ -15,6 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.core import run
+from experiments.core.errors import ConfigError
 from tests.conftest import CONFIGS, ROOT, TEST_CONFIGS
 
 
@@ -66,6 +68,15 @@ def test_one_choice_is_enough_for_a_single_run_to_be_launched() -> None:
         words = ["experiment=llm_paper", "hydra/launcher=slurm"]
         assert hydra.get_mode("train", words) == RunMode.MULTIRUN
         assert hydra.get_mode("train", words[:1]) is None
+
+
+def test_runs_of_several_processes_are_no_sweep_of_this_machine(compose_config, tmp_path: Path) -> None:
+    words = ("experiment=toy", "trainer.devices=2", "+trainer.strategy=ddp")
+    assert run.build_trainer(compose_config(*words), tmp_path).world_size == 2
+    with pytest.raises(
+        ConfigError, match=r"cannot start runs of 2 processes: send it to SLURM with hydra/launcher=slurm"
+    ):
+        run.build_trainer(compose_config(*words, "multirun=true"), tmp_path)
 
 
 @pytest.mark.timeout(900)

@@ -44,7 +44,7 @@ def test_precisions_that_would_round_the_weights_are_refused(precision: str, gat
 def test_running_statistics_are_refused(compose_config) -> None:
     small = ("model.dim=8", "model.layers=1", "model.heads=2", "model.channels=[2,2]", "model.vocab_size=9")
     model = instantiate(compose_config("experiment=asr_paper", "model.norm=batch", *small).model)
-    with pytest.raises(ConfigError, match=r"got a batch norm, encoder.*; the Conformer has model.norm=group"):
+    with pytest.raises(ConfigError, match=r"got a batch norm, encoder.*; the Conformer has model.norm=layer"):
         shard(model, None)  # type: ignore[arg-type]
 
 

@@ -28,7 +28,10 @@ from tests.vqvae.conftest import sources
 
 pytestmark = pytest.mark.timeout(1200)
 TIMEOUT_S = 900  # twenty times what it takes on idle cores
-OPTIMIZERS = ("adamw_clip", "fadam")
+OPTIMIZERS = {
+    "adamw_clip": ["optimizer=adamw_clip", "trainer.gradient_clip_val=0.1"],  # so small that it clips
+    "fadam": ["optimizer=fadam"],
+}
 SHARDED = [
     "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.strategy.gather=float32",
     "trainer.strategy.compile_blocks=false", "trainer.strategy.timeout_minutes=5",
@@ -97,9 +100,20 @@ class Runs:
         found: dict[str, Any] = json.loads(Path(f"{self.path(*which)}.json").read_text())
         return found
 
-    def weights(self, *which: Any) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = torch.load(self.path(*which) / "last.ckpt", weights_only=True)["state_dict"]
+    def checkpoint(self, *which: Any) -> dict[str, Any]:
+        found: dict[str, Any] = torch.load(self.path(*which) / "last.ckpt", weights_only=True)
         return found
+
+    def weights(self, *which: Any) -> dict[str, torch.Tensor]:
+        """All but the counts of batches, which are micro-batches on one process."""
+        state = self.checkpoint(*which)["state_dict"]
+        return {name: value for name, value in state.items() if not name.endswith(("quantiser.batches", ".idle"))}
+
+    def random(self, *which: Any) -> list[torch.Tensor]:
+        """States of the processes' random generators at the last checkpoint."""
+        callbacks = self.checkpoint(2, *which)["callbacks"]
+        states = next(state for name, state in callbacks.items() if name.startswith("RandomState"))["processes"]
+        return [state["torch"] for state in states]
 
     def states(self, *which: Any) -> list[dict[str, Any]]:
         return [torch.load(f"{self.path(2, *which)}-rank{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -146,8 +160,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     small = {task: [*shrink(folder), *EVERY, f"paths.data_dir={folder / 'data'}"] for task, shrink in TASKS.items()}
     sharded = [*SHARDED, f"paths.runs_dir={folder / 'runs-2'}", "trainer.devices=2"]
     alone = ["trainer=cpu", f"paths.runs_dir={folder / 'runs-1'}", "trainer.accumulate_grad_batches=2"]
-    pairs = [(small[task], f"optimizer={optimizer}") for task in TASKS for optimizer in OPTIMIZERS]
-    cases: list[dict[str, Any]] = [{"overrides": [*overrides, choice, *sharded]} for overrides, choice in pairs]
+    pairs = [[*small[task], *OPTIMIZERS[optimizer]] for task in TASKS for optimizer in OPTIMIZERS]
+    cases: list[dict[str, Any]] = [{"overrides": [*overrides, *sharded]} for overrides in pairs]
     # Broken off after an evaluation, and started again.
     again = ["trial=again", "trainer.max_steps=5", "eval_every=1", "trainer.strategy.recompute=true"]
     cases.append({"overrides": [*small["llm"], "optimizer=fadam", *sharded, *again], "stop_at": 3})
@@ -164,8 +178,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     cases.append({"overrides": [*small["llm"], "optimizer=fadam", *nodes, *sharded[:-1]], "nodes": True})
     processes = start(cases, folder)
     try:
-        for overrides, choice in pairs:
-            run.execute(worker.config([*overrides, choice, *alone]))
+        for overrides in pairs:
+            run.execute(worker.config([*overrides, *alone]))
     finally:
         finish(processes, folder)
     return Runs(folder)
@@ -187,7 +201,8 @@ def test_two_processes_learn_and_measure_what_one_does(runs: Runs, task: str, op
         assert two[name] == one[name], name
     assert two["seen"] == pytest.approx(one["seen"])
     assert two["metrics"].keys() == one["metrics"].keys()
-    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+    # Utterances are evaluated in other batches, and the convolutions see how far each is padded.
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-2 if task == "asr" else 1e-4)
     assert [e["train/loss"] for e in two["history"]] == pytest.approx([e["train/loss"] for e in one["history"]])
     assert not (runs.path(2, *which) / "last.ckpt").is_dir()
 
@@ -198,8 +213,8 @@ def test_every_weight_is_cut_as_counted(runs: Runs, task: str) -> None:
     first, second = (state["local"] for state in runs.states(task, "fadam", "main"))
     for name, value in runs.weights(1, task, "fadam", "main").items():
         name = name.removeprefix("model.")
-        if name in ("quantiser.embedding.weight", "quantiser.batches", "quantiser.idle"):
-            assert first.get(name) == second.get(name)
+        if name == "quantiser.embedding.weight":
+            assert first[name] == second[name] == value.numel()
         else:
             assert first[name] == local_elements(value, 2)
             assert first[name] + second[name] == value.numel()
@@ -213,8 +228,8 @@ def test_a_run_broken_off_goes_on_exactly(runs: Runs) -> None:
     assert one["metrics"] == two["metrics"]
     assert one["seen"] == two["seen"]
     assert [entry["step"] for entry in one["history"]] == [1, 2, 3, 4, 5]
-    for before, after in zip(*(runs.states("llm", "fadam", trial) for trial in ("again", "whole")), strict=True):
-        assert torch.equal(before["random"], after["random"])
+    for before, after in zip(*(runs.random("llm", "fadam", trial) for trial in ("again", "whole")), strict=True):
+        assert torch.equal(before, after)
 
 
 def test_one_process_evaluates_what_two_have_trained(runs: Runs) -> None:
@@ -226,8 +241,8 @@ def test_one_process_evaluates_what_two_have_trained(runs: Runs) -> None:
 
 
 def test_each_process_draws_its_own_random_numbers(runs: Runs) -> None:
-    first, second = runs.states("llm", "fadam", "whole")
-    assert not torch.equal(first["random"], second["random"])
+    first, second = runs.random("llm", "fadam", "whole")
+    assert not torch.equal(first, second)
 
 
 def test_codebooks_that_move_stay_the_same_everywhere(runs: Runs) -> None:

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, Trainer
 from omegaconf import DictConfig, open_dict
+from torch.distributed.fsdp import FSDPModule
 
 from experiments.core import run
 from experiments.core.sharding import whole
@@ -77,10 +78,10 @@ def main(cases: Path) -> None:
             break_off(cfg, case["stop_at"])
         run.execute(cfg)
         model = kept[-1].model
-        state = {
-            "local": {name: whole(p).numel() for name, p in model.named_parameters()},
-            "random": torch.get_rng_state(),
-        }
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the root stays gathered after an evaluation
+        state: dict[str, Any] = {"local": {name: p.to_local().numel() for name, p in model.named_parameters()}}
         if quantiser := getattr(model, "quantiser", None):
             state |= {name: whole(value) for name, value in quantiser.state_dict().items()}
         torch.save(state, f"{cfg.paths.run_dir}-rank{rank}.pt")
