@@ -30,6 +30,7 @@ COUNT = tl.constexpr(7)
 OFFSET = tl.constexpr(8)
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
+SMALLEST = tl.constexpr(1.1754943508222875e-38)  # of its normal numbers
 
 
 @triton.jit
@@ -94,7 +95,9 @@ def _metric(f, term, RHO: tl.constexpr):
     elif RHO == 1.0:
         root = f
     else:
-        root = tl.exp2(tl.log2(f) * RHO)
+        tiny = f < SMALLEST  # which the hardware's logarithm takes for 0
+        power = tl.log2(tl.where(tiny, f * 16777216.0, f)) - tl.where(tiny, 24.0, 0.0)
+        root = tl.exp2(power * RHO)
     d = root + term
     return tl.where(d == 0.0, float("inf"), d)
 
