@@ -55,6 +55,8 @@ def batch_lr(experiment: str, arm: str, batch: int, tuned_batch: int) -> float:
 
 
 OmegaConf.register_new_resolver("stem", stem, replace=True)
+
+
 def mode_of(launcher: str) -> str | None:
     """Hydra's mode where the command line says none: launchers run sweeps alone, be they of one run."""
     return "MULTIRUN" if "submitit" in launcher else None
