@@ -104,13 +104,13 @@ class Kept:
     seen: dict[int, Any] = field(default_factory=dict)
     running: list[str] = field(default_factory=lambda: [""])
 
-    def pack(self, tensor: Tensor) -> Tensor:
+    def pack(self, tensor: Tensor) -> None:
+        """Count the tensor and let it go: there is no backward pass."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self.weights and storage._cdata not in self.seen:
             self.seen[storage._cdata] = storage  # held, so that no other takes its place
             name = self.running[-1]
             self.by_part[name] = self.by_part.get(name, 0) + storage.nbytes()
-        return tensor
 
     def watch(self, name: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -145,7 +145,7 @@ def count_kept(module: TaskModule, names: dict[nn.Module, str], data: DictConfig
     for part, name in names.items():
         kept.watch(name, part)
     module.train()
-    with _autocast(autocast), FusedKernels(), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda t: t):
+    with _autocast(autocast), FusedKernels(), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda _: None):
         module.probe(data)
     return kept
 
@@ -214,14 +214,17 @@ def count(
         rest.activations = kept.by_part.get("", 0)
         parts = list(found.values())
         largest = max((sum(p.numel() for p in b.parameters()) for b in blocks), default=0)
+        unit = max((sum(p.numel() for p in u.parameters()) for u in layout.units), default=0)
         busiest = max((kept.by_part.get(names[b], 0) for b in blocks), default=0)
         if shards > 1:
             size = 2 if gather == "bfloat16" else FLOAT
             parts.append(
                 Part(
-                    "gathered: 2 blocks, the rest",
-                    weights=2 * size * largest + FLOAT * rest.parameters,
-                    gradients=(size + FLOAT) * largest,
+                    "gathered at once",
+                    # Two blocks, of which one is fetched ahead, or a unit; beside the rest, which stays. A gradient
+                    # lies there as computed and as float32 to be summed.
+                    weights=max(2 * size * largest, FLOAT * unit) + FLOAT * rest.parameters,
+                    gradients=max((size + FLOAT) * largest, 2 * FLOAT * unit),
                 )
             )
         if recompute:
