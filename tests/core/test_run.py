@@ -267,7 +267,8 @@ def test_wandb_without_key_or_network_stays_offline(compose_config, monkeypatch,
     cfg = compose_config("experiment=toy", "optimizer=fadam", "logger=wandb")
     record = run.execute(cfg)
     assert record["steps"] == 12
-    assert capsys.readouterr().out.count("W&B: no API key (WANDB_API_KEY, or `wandb login`), so this run is logged offline") == 1
+    said = "W&B: no API key (WANDB_API_KEY, or `wandb login`), so this run is logged offline"
+    assert capsys.readouterr().out.count(said) == 1
     assert list(Path(cfg.paths.run_dir).glob("wandb/offline-run-*/*.wandb"))
 
 
