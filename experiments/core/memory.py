@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -158,7 +162,10 @@ def count(
     autocast: bool = False,
     recompute: bool = False,
 ) -> list[Part]:
-    """The parts of a model and what each takes of one GPU.
+    """The parts of a model and what each takes of one GPU, counted in a process of its own.
+
+    With torch 2.11 the interpreter may crash when it collects what a forward pass on fake tensors has left behind; so
+    that pass runs where nothing is collected and from where only the numbers come back.
 
     Args:
         build: makes the module; called where tensors have no memory.
@@ -166,7 +173,41 @@ def count(
         shards: processes that share the weights; 1 if each holds them all.
         gather, recompute: see `experiments.core.sharding.FullySharded`.
         autocast: bfloat16 arithmetic.
+
+    Raises:
+        RuntimeError: the process ended without an answer.
+        Exception: whatever `build` raises.
     """
+    context = multiprocessing.get_context("fork")  # `build` need not be picklable
+    receiver, sender = context.Pipe(duplex=False)
+    words = (sender, build, data, shards, gather, autocast, recompute)
+    process = context.Process(target=_answer, args=words, daemon=True)
+    process.start()
+    sender.close()
+    try:
+        answer: list[Part] | Exception = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"counting memory ended with status {process.exitcode} and no answer") from None
+    process.join()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _answer(sender: Connection, *words: Any) -> None:
+    gc.disable()
+    try:
+        sender.send(_count(*words))
+    except Exception as error:
+        sender.send(error)
+    sender.close()
+    os._exit(0)  # without the collection at the end
+
+
+def _count(
+    build: Callable[[], TaskModule], data: DictConfig, shards: int, gather: Gather, autocast: bool, recompute: bool
+) -> list[Part]:
     with FakeTensorMode(), torch.device("cuda"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by torchmetrics
         module = build()
