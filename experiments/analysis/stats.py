@@ -171,6 +171,7 @@ def paired_difference(fadam: Mapping[int, float], opponent: Mapping[int, float],
 
 # What a comparison of two arms comes to.
 BETTER_ARM, WORSE_ARM, NEITHER = "better", "worse", "no detectable difference"
+LEVEL = 0.05  # of a p after Holm's correction
 # Fewer pairs than this decide nothing.
 LEAST_PAIRS = 3
 

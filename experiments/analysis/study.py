@@ -17,6 +17,8 @@ from experiments.analysis.choose import Choice, choose_arm
 from experiments.analysis.plan import TIERS, Planned, planned, widened
 from experiments.analysis.records import AnalysisError, MixedRecordsError, Record, check_one_kind, finite
 from experiments.analysis.stats import (
+    LEVEL,
+    NEITHER,
     Gain,
     Ratio,
     Summary,
@@ -130,7 +132,8 @@ class Comparison:
         matters: the smallest difference that would matter, in the units of the metric (or 1 where `metric` is None:
             the gains are then in such units).
         p_holm, p_t_holm: the p of `gain` after Holm's correction over the family; None outside it.
-        outcome: "better", "worse" or "no detectable difference", of the first arm.
+        outcome: "better", "worse" or "no detectable difference", of the first arm; of a primary comparison, after
+            Holm's correction.
     """
 
     task: str
@@ -634,10 +637,16 @@ def study_task(task: str, records: Iterable[Record], folder: Path = FOLDER, tune
 
 
 def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with Holm's correction over the family of the primary ones among them."""
+    """The comparisons with Holm's correction over the family of the primary ones among them.
+
+    A primary one whose t test does not survive it is no better or worse, whatever it is taken alone.
+    """
     family = [c for c in comparisons if c.primary]
     flips, students = holm([c.gain.p for c in family]), holm([c.gain.p_t for c in family])
-    corrected = (replace(c, p_holm=p, p_t_holm=q) for c, p, q in zip(family, flips, students, strict=True))
+    corrected = (
+        replace(c, p_holm=p, p_t_holm=q, outcome=NEITHER if q is not None and q > LEVEL else c.outcome)
+        for c, p, q in zip(family, flips, students, strict=True)
+    )
     return [next(corrected) if c.primary else c for c in comparisons]
 
 

@@ -36,7 +36,7 @@ from experiments.analysis.records import (
     one_line_warnings,
     select,
 )
-from experiments.analysis.stats import BETTER_ARM, LEAST_PAIRS, WORSE_ARM, decide
+from experiments.analysis.stats import BETTER_ARM, LEAST_PAIRS, LEVEL, WORSE_ARM, decide
 from experiments.analysis.study import (
     OPPONENT,
     SCALE,
@@ -64,7 +64,6 @@ SUPPORTED, CONTRADICTED, NONE, NOT_TESTED = (
     "not tested here",
 )
 WORDS = (SUPPORTED, CONTRADICTED, NONE, NOT_TESTED)
-LEVEL = 0.05
 TESTS = ("superiority", "noninferiority", "range", "interaction", "identity")
 # What decides, for the reader.
 RULES = (

@@ -12,7 +12,7 @@ import yaml
 from experiments.analysis import verdicts as module
 from experiments.analysis.paper import load_paper
 from experiments.analysis.records import AnalysisError, load_records
-from experiments.analysis.stats import BETTER_ARM
+from experiments.analysis.stats import BETTER_ARM, NEITHER, decide
 from experiments.analysis.verdicts import (
     CONTRADICTED,
     NONE,
@@ -131,7 +131,8 @@ def test_what_holms_correction_does_not_bear_is_no_verdict():
     assert "taken alone" not in verdict_on("C1", "llm", study_of("llm", {"adamw_clip": 0.05})).sentence
     weak = verdict_on("C1", "llm", study_of("llm", {"adamw_clip": 0.05}, 0.1))
     assert weak.word == NONE
-    assert weak.comparison.outcome == BETTER_ARM
+    assert decide(weak.comparison.gain, weak.comparison.matters) == BETTER_ARM
+    assert weak.comparison.outcome == NEITHER
     assert weak.comparison.gain.p_t < 0.05 < weak.comparison.p_t_holm
     assert "better taken alone, not after Holm's correction" in weak.sentence
 
