@@ -126,7 +126,7 @@ bench-llm: $(READY) ## tokens per second of our training run against a bare PyTo
 
 # ---- the house ----------------------------------------------------------------------------------------------------
 .PHONY: test lint format wheel clean
-test: $(READY) ## lint, types and tests (about 5 minutes on 2 cores)
+test: $(READY) ## lint, types and tests (about 10 minutes on 2 cores)
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q
 
