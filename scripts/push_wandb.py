@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.progress import track
 
@@ -46,11 +46,12 @@ def settings(record: Record, project: str) -> dict[str, Any]:
     }
 
 
-def push(record: Record, project: str, folder: Path) -> None:
+def push(record: Record, project: str, folder: Path, mode: Literal["online", "offline"] = "online") -> None:
     """One record as one W&B run; a run that is there already gets the same values again."""
     import wandb
 
-    run = wandb.init(**settings(record, project), dir=str(folder), settings=wandb.Settings(console="off"))
+    quiet = wandb.Settings(console="off")
+    run = wandb.init(**settings(record, project), mode=mode, dir=str(folder), settings=quiet)
     for entry in record.history:
         run.log({k: v for k, v in entry.items() if k != "step" and v is not None}, step=int(entry["step"]))
     run.summary.update({name: value for name, value in record.metrics.items() if value is not None})

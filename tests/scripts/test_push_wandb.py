@@ -40,7 +40,6 @@ def test_runs_are_grouped_by_study_and_arm_and_pushed_once(runs: Path) -> None:
 def test_a_record_becomes_a_run_with_its_curve_and_metrics(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
     record = load_records(runs)[0]
     logged: list[int] = []
     import wandb
@@ -54,7 +53,7 @@ def test_a_record_becomes_a_run_with_its_curve_and_metrics(
         return run
 
     monkeypatch.setattr(wandb, "init", watched)
-    push_wandb.push(record, "fadam", tmp_path)
+    push_wandb.push(record, "fadam", tmp_path, mode="offline")
     assert logged == [entry["step"] for entry in record.history]
     folders = push_wandb.offline_runs(tmp_path)
     assert [folder.name.split("-")[-1] for folder in folders] == [push_wandb.identity(record)]
