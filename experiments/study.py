@@ -1,7 +1,7 @@
 """Run one tier of a task's study: plain Hydra multiruns, and the choice of hyperparameters between them.
 
     python -m experiments.study llm --tier who
-    python -m experiments.study llm --tier why --jobs 2 hydra/launcher=submitit_slurm
+    python -m experiments.study llm --tier why --jobs 0 hydra/launcher=slurm
 
 What has a record is not run again; what was interrupted goes on. A run that fails stops nothing: it is tried a second
 time at the end of its multirun, and then reported. Further words are Hydra overrides for every run.
@@ -63,14 +63,10 @@ def tier(task: str, name: str, jobs: int | None, runs: Path, words: Sequence[str
         AnalysisError: two tuning records contradict one another, or a space was widened too often.
         ConfigError: the hyperparameters of an earlier tier are not settled.
     """
-    done: set[tuple[str, str, str]] = set()
-    while True:
-        # Anew each time: a space that was widened has more runs.
-        todo = [m for m in multiruns(planned(task, [name])) if (m.part, m.purpose, " ".join(m.words)) not in done]
-        if not todo:
-            return
-        run = todo[0]
-        done.add((run.part, run.purpose, " ".join(run.words)))
+    done: set[Multirun] = set()
+    # Planned anew each time: a space that was widened has more runs.
+    while (run := next((m for m in multiruns(planned(task, [name])) if m not in done), None)) is not None:
+        done.add(run)
         for arm in run.needs:
             study.tuned(run.experiment, arm, "optimizer")
         left = perform(run, jobs, runs, words)

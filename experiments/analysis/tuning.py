@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from experiments.analysis.choose import Choice, choose_arm, config_text, setting_text, write_text
 from experiments.analysis.plan import Planned, widened, widened_path
 from experiments.analysis.records import AnalysisError, Record, check_one_kind
 from experiments.analysis.tasks import arm_label
+from experiments.core import study
+from experiments.core.errors import ConfigError
 from experiments.core.study import TUNED
 
 # One point of the declared space is a factor of 1.7 in the learning rate, one of the switches' factors is 2.
@@ -44,11 +44,11 @@ def current(run: Planned, record: Record, tuned: Path = TUNED) -> bool:
     """Whether the record of a planned run was made with the hyperparameters that are chosen now."""
     if run.purpose != "eval" or run.trial != "main":
         return True
-    path = tuned / f"{run.experiment}-{run.arm}.yaml"
-    if not path.is_file():
+    try:
+        chosen = study.tuned(run.experiment, run.arm, "optimizer", tuned)
+    except ConfigError:  # nothing is chosen yet
         return True
-    chosen = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return all(record.setting(f"optimizer.{key}") == value for key, value in chosen["optimizer"].items())
+    return all(record.setting(f"optimizer.{key}") == value for key, value in chosen.items())
 
 
 def settle(runs: Sequence[Planned], records: Sequence[Record], tuned: Path = TUNED) -> Settled:
