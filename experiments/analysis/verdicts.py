@@ -36,7 +36,7 @@ from experiments.analysis.records import (
     one_line_warnings,
     select,
 )
-from experiments.analysis.stats import BETTER_ARM, LEAST_PAIRS, LEVEL, WORSE_ARM, decide
+from experiments.analysis.stats import BETTER_ARM, LEAST_PAIRS, WORSE_ARM, decide
 from experiments.analysis.study import (
     OPPONENT,
     SCALE,
@@ -220,13 +220,11 @@ def _matters(comparison: Comparison) -> str:
 def judge(claim: Claim, comparison: Comparison) -> tuple[str, str]:
     """The word and the sentence of a comparison that has all its records."""
     gain, matters = comparison.gain, comparison.matters
-    outcome = decide(gain, matters)
     text = f"{comparison.label}: gain {gain_text(comparison)}"
-    word = {BETTER_ARM: SUPPORTED, WORSE_ARM: CONTRADICTED}.get(outcome, NONE)
-    alone = word != NONE and comparison.p_t_holm is not None and comparison.p_t_holm > LEVEL
-    if alone:
-        word = NONE
-        text += f"; {outcome} taken alone, not after Holm's correction over all comparisons of its scale"
+    word = {BETTER_ARM: SUPPORTED, WORSE_ARM: CONTRADICTED}.get(comparison.outcome, NONE)
+    alone = decide(gain, matters)
+    if alone != comparison.outcome:
+        text += f"; {alone} taken alone, not after Holm's correction over all comparisons of its scale"
     if claim.test == "noninferiority" and word != CONTRADICTED and gain.n >= LEAST_PAIRS and gain.mean is not None:
         intervals = [i for i in (gain.t_interval, gain.bca) if i is not None]
         above = gain.mean > -matters and all(low > -matters for low, _ in intervals)
