@@ -32,6 +32,7 @@ from experiments.analysis.stats import (
     summarise,
 )
 from experiments.analysis.tasks import SPECS, Metric, TaskSpec, arm_label, measured, task_spec, values_by_seed
+from experiments.analysis.tuning import end
 from experiments.core.study import FOLDER, TUNED, protocol
 
 SCALE = "study"
@@ -346,8 +347,7 @@ def _tuning(runs: Sequence[Planned], by_path: Mapping[Path, Record], tuned: Path
     choice, edge = None, ""
     if progress.complete and not all(r.diverged for r in trials):
         choice = choose_arm(trials)
-        rates = sorted(trial.settings["optimizer.lr"] for trial in choice.trials)
-        edge = {rates[0]: "low", rates[-1]: "high"}.get(choice.best.settings["optimizer.lr"], "")
+        edge = end(choice)
     return Tuning(progress, choice, trials, edge, widened(first.experiment, first.part, tuned))
 
 

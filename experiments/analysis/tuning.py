@@ -16,6 +16,7 @@ from experiments.core.study import TUNED
 
 # One point of the declared space is a factor of 1.7 in the learning rate, one of the switches' factors is 2.
 MOST = 4
+RATE = "optimizer.lr"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class Settled:
 
     choices: dict[str, Choice]
     widen: tuple[str, ...]
+
+
+def end(choice: Choice) -> str:
+    """ "low" or "high" where the best learning rate is the least or the greatest that was tried, else ""."""
+    rates = sorted(trial.settings[RATE] for trial in choice.trials)
+    return {rates[0]: "low", rates[-1]: "high"}.get(choice.best.settings[RATE], "")
 
 
 def own(run: Planned, records: dict[Path, Record]) -> Record:
@@ -71,19 +78,14 @@ def settle(runs: Sequence[Planned], records: Sequence[Record], tuned: Path = TUN
         arm: choose_arm([record for run, record in mine.items() if run.arm == arm])
         for arm in dict.fromkeys(run.arm for run in runs)
     }
-    key, ends, reasons = "optimizer.lr", set(), []
-    for arm, choice in choices.items():
-        if key not in choice.edges:
-            continue
-        values = sorted(trial.settings[key] for trial in choice.trials)
-        end = "low" if choice.best.settings[key] == values[0] else "high"
-        ends.add(end)
-        reasons.append(
-            f"{arm_label(arm)}: the best learning rate, {setting_text(choice.best.settings[key])}, is the "
-            f"{'smallest' if end == 'low' else 'largest'} of {len(values)} tried"
-        )
+    ends = {arm: found for arm, choice in choices.items() if (found := end(choice))}
+    reasons = [
+        f"{arm_label(arm)}: the best learning rate, {setting_text(choices[arm].best.settings[RATE])}, is the "
+        f"{'smallest' if found == 'low' else 'largest'} of {len(choices[arm].trials)} tried"
+        for arm, found in ends.items()
+    ]
     if reasons:
-        _widen(first, ends, reasons, tuned)
+        _widen(first, set(ends.values()), reasons, tuned)
         return Settled({}, tuple(reasons))
     for choice in choices.values():
         record = choice.best.records[0]
