@@ -135,9 +135,10 @@ class FAdam(Optimizer):
 
     Sharded parameters (DTensor: ``fully_shard``, tensor parallelism, any mesh of Shard and Replicate placements):
         RMS is over the logical tensor. All of them together, of all groups, take two collectives a step, of one
-        and of two numbers a tensor; parameters on different meshes two for each mesh. Plain parameters beside them,
-        and so all those under DistributedDataParallel, take none. All processes of a mesh must have gradients for
-        the same sharded parameters, or they wait for each other. States are DTensors placed as the parameter is;
+        and of two numbers a tensor; those on a slice of the others' mesh (fully_shard combined with tensor
+        parallelism) travel with them, those on meshes of another kind take two of their own. Plain parameters beside
+        them, and so all those under DistributedDataParallel, take none. All processes of a mesh must have gradients
+        for the same sharded parameters, or they wait for each other. States are DTensors placed as the parameter is;
         `torch.distributed.checkpoint` saves and reshards them. What FSDP1 (FullyShardedDataParallel) has flattened
         is refused: a process holds pieces of several tensors there, and RMS is over each. It is known by the marks
         that FSDP1 leaves on its flat parameters and on the views into them. Other libraries that flatten

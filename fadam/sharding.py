@@ -1,12 +1,16 @@
-"""Sharded parameters (DTensor): one step of all of them with two collectives a device mesh.
+"""Sharded parameters (DTensor): one step of all of them with two collectives.
 
 Each process steps its own shards with the backend it would take for plain tensors. In between, the sums over whole
 tensors are the sums over the mesh of what each process has seen: one all-reduce of the stacked sums of g^2 of all
-tensors of all parameter groups, and one of those of n^2 and w^2. Parameters on different meshes (fully_shard on a
-(data, tensor) mesh leaves what is not tensor-parallel on its data dimension alone) take two collectives a mesh.
+tensors of all parameter groups, and one of those of n^2 and w^2.
 
-All processes of a mesh must step the same sharded parameters: a gradient that is None on one process and not on
-another would leave the others waiting.
+Parameters may be on a slice of the mesh that others are on: fully_shard on a (data, tensor) mesh leaves what is not
+tensor-parallel on its data dimension alone. Their sums travel with those of the larger mesh, each of the parallel
+slices in a place of its own, so that nothing is assumed of how the slices' tensors are related. Meshes that are not
+slices of one another by the names of their dimensions take collectives of their own.
+
+All processes of the larger mesh must step the same sharded parameters: a gradient that is None on one process and not
+on another would leave the others waiting.
 """
 
 from __future__ import annotations
@@ -107,11 +111,8 @@ def prepare(
 
 @torch.no_grad()
 def finish(shares: Sequence[Share]) -> None:
-    """Take the step that `prepare` has prepared, all shares of one mesh together."""
-    by_mesh: dict[DeviceMesh, list[Share]] = {}
-    for share in shares:
-        by_mesh.setdefault(share.mesh, []).append(share)
-    for mesh, together in by_mesh.items():
+    """Take the step that `prepare` has prepared, all shares whose sums travel together at once."""
+    for mesh, together in _by_reach(shares):
         sums = _over_mesh(mesh, together, [share.backend.gradient_sums()[None] for share in together])
         sums = _over_mesh(mesh, together, [s.backend.metric_sums(x[0]) for s, x in zip(together, sums, strict=True)])
         for share, x in zip(together, sums, strict=True):
@@ -121,15 +122,64 @@ def finish(shares: Sequence[Share]) -> None:
             take_back(share.steps, share.found_inf)
 
 
-def _over_mesh(mesh: DeviceMesh, shares: Sequence[Share], sums: Sequence[Tensor]) -> list[Tensor]:
-    """Sums (rows, N) of the shares, added up over the mesh by one collective."""
-    if mesh.size() == 1:
+def _by_reach(shares: Sequence[Share]) -> list[tuple[DeviceMesh, list[Share]]]:
+    """The shares of each largest mesh: those on it, and those on slices of it."""
+    reach: list[tuple[DeviceMesh, list[Share]]] = []
+    for share in sorted(shares, key=lambda share: -share.mesh.size()):
+        for mesh, together in reach:
+            if _slice(share.mesh, mesh) is not None:
+                together.append(share)
+                break
+        else:
+            reach.append((share.mesh, [share]))
+    return reach
+
+
+class Slice(NamedTuple):
+    """Which of the parallel slices of a mesh this process is in."""
+
+    number: int
+    of: int
+
+
+@functools.lru_cache(maxsize=64)
+def _slice(mesh: DeviceMesh, whole: DeviceMesh) -> Slice | None:
+    """How `mesh` is cut out of `whole`, if it is one of those that lie side by side along the other dimensions."""
+    if mesh == whole:
+        return Slice(0, 1)
+    names, all_names, own = mesh.mesh_dim_names, whole.mesh_dim_names, whole.get_coordinate()
+    if not names or not all_names or own is None or mesh.device_type != whole.device_type:
+        return None
+    across = [d for d, name in enumerate(all_names) if name not in names]
+    here = whole.mesh[tuple(own[d] if d in across else slice(None) for d in range(whole.ndim))]
+    if tuple(names) != tuple(name for name in all_names if name in names) or not torch.equal(here, mesh.mesh):
+        return None
+    number = 0
+    for d in across:
+        number = number * whole.size(d) + own[d]
+    return Slice(number, math.prod(whole.size(d) for d in across))
+
+
+def _over_mesh(whole: DeviceMesh, shares: Sequence[Share], sums: Sequence[Tensor]) -> list[Tensor]:
+    """Sums (rows, N) of the shares, each added up over its own mesh, by one collective over the `whole` mesh."""
+    if whole.size() == 1:
         return list(sums)
-    own = [_counted(x, share.counted).to(mesh.device_type) for share, x in zip(shares, sums, strict=True)]
+    slices, own = [], []
+    for share, x in zip(shares, sums, strict=True):
+        part = _slice(share.mesh, whole)
+        assert part is not None
+        counted = _counted(x, share.counted).to(whole.device_type)
+        stacked = counted.new_zeros(part.of, *x.shape)  # (slices, rows, N)
+        stacked[part.number] = counted
+        slices.append(part)
+        own.append(stacked)
     total = torch.cat([x.flatten() for x in own])
-    dist.all_reduce(total, group=_spanning_group(mesh))
-    parts = torch.split(total, [x.numel() for x in own])
-    return [part.view_as(x).to(x.device) for part, x in zip(parts, sums, strict=True)]
+    dist.all_reduce(total, group=_spanning_group(whole))
+    added = torch.split(total, [x.numel() for x in own])
+    return [
+        new.view_as(stacked)[part.number].to(x.device)
+        for new, stacked, part, x in zip(added, own, slices, sums, strict=True)
+    ]
 
 
 def _counted(sums: Tensor, counted: tuple[bool, ...]) -> Tensor:
