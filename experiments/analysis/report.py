@@ -49,7 +49,7 @@ from experiments.analysis.tables import count_text
 from experiments.analysis.tasks import SPECS, arm_label
 from experiments.analysis.verdicts import CLAIMS, THEORY, Claim, load_claims, load_theory, verdicts
 from experiments.core.errors import UserError
-from experiments.core.study import FOLDER, TUNED
+from experiments.core.study import FOLDER, TUNED, afterwards
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -201,6 +201,7 @@ def context(
         "language": language,
         "attribution": links.file(root.parent / "ATTRIBUTION.md") if (root.parent / "ATTRIBUTION.md").is_file() else "",
         "protocol": protocol_table(numbers, folder, links),
+        "afterwards": [f"{t.spec.title}: {note}" for t in numbers.tasks.values() for note in afterwards(t.protocol)],
         "family": numbers.family,
         "machines": machine_table(records, links),
         "versions": version_lines(records),

@@ -32,6 +32,7 @@ from experiments.analysis.tables import cell, markdown_table, scale_in_words
 from experiments.analysis.tasks import SPECS, Metric, arm_label, task_names
 from experiments.analysis.verdicts import interval_text, p_text
 from experiments.core.errors import UserError
+from experiments.core.study import afterwards
 
 TIER_TITLES = {
     "who": "Tier 1: who wins",
@@ -338,6 +339,8 @@ def page(found: TaskStudy, out: Path) -> str:
         if context:
             lines += ["### Optimizers in use today, tuned alike", ""]
             lines += _part(found, [fadam, *context], "context", links)
+    if noted := afterwards(plan):
+        lines += ["## What the protocol did not declare", "", *(f"- {note}" for note in noted)]
     return "\n".join(lines).rstrip() + "\n"
 
 

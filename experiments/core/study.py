@@ -33,6 +33,11 @@ def protocol(task: str, folder: Path = FOLDER) -> Mapping[str, Any]:
     return content
 
 
+def afterwards(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was done otherwise than declared, or beside it, in sentences that were written after the runs."""
+    return tuple(plan.get("afterwards", ()))
+
+
 def look_up(node: Any, key: str) -> Any:
     """The value of a dotted key.
 

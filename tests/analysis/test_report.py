@@ -19,6 +19,7 @@ from experiments.analysis.paper import load_paper
 from experiments.analysis.records import load_records, parse_record
 from experiments.analysis.report_parts import word_differences
 from experiments.analysis.verdicts import load_claims
+from experiments.core.study import afterwards, protocol
 from tests.analysis.made_up import TUNED, made_up, seed_part
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -210,6 +211,12 @@ def test_missing_tiers_are_said_in_the_status_commands_words(page):
     assert not any("Speech" in name for name in names)
     assert names.count("Language model pretraining") > 8
     assert not any(n == 0 for n in map(len, names))
+
+
+def test_what_was_not_declared_stands_with_how_it_was_run(records, page):
+    notes = [note for task in ("asr", "llm", "vqvae") for note in afterwards(protocol(task))]
+    assert notes
+    assert all(note in page.text for note in notes)
 
 
 def test_verdicts_stand_in_one_table(page):

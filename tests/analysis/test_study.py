@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments.analysis import figures, study_tables, summary, tables
 from experiments.analysis.paper import load_paper
@@ -22,6 +23,7 @@ from experiments.analysis.study import (
     value_at,
 )
 from experiments.analysis.tasks import SPECS, Metric
+from experiments.core.study import FOLDER
 from tests.analysis.made_up import TUNED, made_up, seed_part
 
 INF = math.inf
@@ -172,6 +174,15 @@ def test_without_records_nothing_is_known(tmp_path):
     text = study_tables.page(found.tasks["llm"], tmp_path)
     assert "**not run yet: 0 of 52 records.**" in text
     assert study_tables.overview(found).count("not run yet: 0 of") == 7
+
+
+def test_what_was_not_declared_is_said(tmp_path):
+    for path in FOLDER.glob("*.yaml"):
+        plan = {**yaml.safe_load(path.read_text()), "afterwards": [f"{path.stem}: the lights went out."]}
+        (tmp_path / path.name).write_text(yaml.safe_dump(plan))
+    found = study((), folder=tmp_path, tuned=TUNED)
+    text = study_tables.page(found.tasks["llm"], tmp_path)
+    assert text.endswith("## What the protocol did not declare\n\n- llm: the lights went out.\n")
 
 
 def comparison(gains: dict[int, float], matters: float, name: str, part: str) -> Comparison:
