@@ -59,6 +59,11 @@ class Choice:
     best: Trial
     edges: tuple[str, ...]
 
+    @property
+    def lost(self) -> bool:
+        """Whether every trial diverged."""
+        return not math.isfinite(self.best.value)
+
 
 def _order(point: Point) -> list[tuple[int, float, str]]:
     return [(0, float(v), k) if _is_number(v) else (1, 0.0, f"{k}={v}") for k, v in point]
@@ -68,12 +73,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def choose_arm(records: Sequence[Record]) -> Choice:
+def choose_arm(records: Sequence[Record], *, lost: bool = False) -> Choice:
     """Best point of one arm's tuning records; of equals, the one with the smaller values.
+
+    Args:
+        lost: whether an arm may have diverged everywhere; its point is the one with the smallest values then.
 
     Raises:
         AnalysisError: a record has no objective or nothing searched, the records disagree on the objective, or every
-            trial diverged.
+            trial diverged and that is not allowed.
     """
     first = records[0]
     groups: dict[Point, list[Record]] = {}
@@ -95,7 +103,7 @@ def choose_arm(records: Sequence[Record]) -> Choice:
         assert summary is not None
         trials.append(Trial(point, summary.mean, tuple(groups[point])))
     best = min(trials, key=lambda t: sign * t.value)
-    if not math.isfinite(best.value):
+    if not math.isfinite(best.value) and not lost:
         raise AnalysisError(f"every tuning trial of arm {first.arm} diverged; {first.path} is one of them")
     edges = []
     for key in sorted(first.searched):
@@ -184,7 +192,9 @@ def config_text(choice: Choice, task: str, scale: str, variant: str, command: st
         mark = "  <- chosen" if trial is choice.best else ""
         paths = " ".join(str(r.relative) for r in trial.records)
         lines.append(f"#   {point_text(trial.point)}: {value}  {paths}{mark}")
-    if choice.edges:
+    if choice.lost:
+        lines.append("# Every trial diverged; the smallest values stand for them all.")
+    elif choice.edges:
         lines.append(f"# At the edge of the search space: {', '.join(choice.edges)}.")
     body = yaml.safe_dump(_nested(choice.best.settings), sort_keys=True, default_flow_style=False)
     return "\n".join(lines) + "\n\n" + body

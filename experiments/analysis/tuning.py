@@ -28,7 +28,10 @@ class Settled:
 
 
 def end(choice: Choice) -> str:
-    """ "low" or "high" where the best learning rate is the least or the greatest that was tried, else ""."""
+    """ "low" or "high" where the best learning rate is the least or the greatest that was tried, else "". An arm that
+    diverged everywhere has no best one."""
+    if choice.lost:
+        return ""
     rates = sorted(trial.settings[RATE] for trial in choice.trials)
     return {rates[0]: "low", rates[-1]: "high"}.get(choice.best.settings[RATE], "")
 
@@ -64,10 +67,11 @@ def settle(runs: Sequence[Planned], records: Sequence[Record], tuned: Path = TUN
     The best learning rate of an arm must lie inside the space. Where one lies at an end, that end is widened by two
     points for every arm, `configs/tuned/widened` says so, and nothing is chosen until they have run. The decay needs no
     widening of its own: its highest value belongs to the point with the highest learning rate (see
-    `experiments.core.study.unit_point`), and below its lowest value it does nothing.
+    `experiments.core.study.unit_point`), and below its lowest value it does nothing. An arm that has diverged
+    everywhere widens nothing: its evaluation runs are made with the lowest learning rate, and count as they come out.
 
     Raises:
-        AnalysisError: a record is missing, an arm has diverged everywhere, or the space was widened too often.
+        AnalysisError: a record is missing, or the space was widened too often.
         MixedRecordsError: the records are of two data sets or configurations.
     """
     by_path = {record.relative: record for record in records}
@@ -75,7 +79,7 @@ def settle(runs: Sequence[Planned], records: Sequence[Record], tuned: Path = TUN
     mine = {run: own(run, by_path) for run in runs}
     check_one_kind(list(mine.values()), f"tuning of {first.experiment}, {first.part}")
     choices = {
-        arm: choose_arm([record for run, record in mine.items() if run.arm == arm])
+        arm: choose_arm([record for run, record in mine.items() if run.arm == arm], lost=True)
         for arm in dict.fromkeys(run.arm for run in runs)
     }
     ends = {arm: found for arm, choice in choices.items() if (found := end(choice))}

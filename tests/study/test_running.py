@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -100,6 +101,21 @@ def test_a_best_point_at_an_end_widens_the_space_for_every_arm(runs: Path, tmp_p
     assert len(tuning(tmp_path)) == 48
     with pytest.raises(AnalysisError, match="widened by 4 points and still at an end"):
         settle(write_tuning(runs, tmp_path, {"adamw": 11}), load_records(runs), tmp_path / "tuned")
+
+
+def test_an_arm_that_diverged_everywhere_goes_on_with_its_lowest_rate(runs: Path, tmp_path: Path) -> None:
+    planned_runs = write_tuning(runs, tmp_path, {})
+    lost = [one for one in planned_runs if one.arm == "adamw"]
+    for one in lost:
+        write(runs, one, math.nan, rate(one), diverged=True)
+    settled = settle(planned_runs, load_records(runs), tmp_path / "tuned")
+    assert settled.widen == ()
+    assert settled.choices["adamw"].lost
+    assert not settled.choices["fadam"].lost
+    text = (tmp_path / "tuned" / "llm_study-adamw.yaml").read_text()
+    assert text.count(": diverged  ") == len(lost) == 8
+    assert "Every trial diverged" in text
+    assert yaml.safe_load(text)["optimizer"]["lr"] == min(map(rate, lost))
 
 
 def test_settling_refuses_what_is_not_the_planned_set(runs: Path, tmp_path: Path) -> None:
