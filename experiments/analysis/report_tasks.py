@@ -258,12 +258,12 @@ def cost_table(arms: Sequence[Arm], links: Links) -> Table | None:
     )
 
 
-def task_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record]) -> TaskView:
+def task_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record], tuned: Path) -> TaskView:
     """Tier 1 of one task."""
     arms = [arm for arm in task.arms.values() if arm.tier == "who"]
     runs = [r for arm in arms for r in (*arm.runs, *arm.tuning.trials)]
     words = scale_in_words(runs, task.spec) + "." if runs else ""
-    missing = missing_words(task.task, root, records, ("who",))
+    missing = missing_words(task.task, root, records, ("who",), tuned)
     target = task.target.value if task.target is not None else None
     shown = [arm for arm in arms if arm.runs or arm.tuning.trials]
     plots = [
@@ -289,9 +289,11 @@ def task_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Recor
     )
 
 
-def missing_words(task: str, root: Path, records: Sequence[Record], tiers: Sequence[str]) -> tuple[str, ...]:
+def missing_words(
+    task: str, root: Path, records: Sequence[Record], tiers: Sequence[str], tuned: Path
+) -> tuple[str, ...]:
     """What is not done of these tiers, in the words of the status command."""
-    parts = status(task, root, records, tiers)
+    parts = status(task, root, records, tiers, tuned)
     return tuple(part.words() for part in parts if len(part.states["done"]) < part.total)
 
 
@@ -306,7 +308,7 @@ class WhyView:
     eps_words: tuple[str, ...]
 
 
-def why_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record]) -> WhyView:
+def why_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record], tuned: Path) -> WhyView:
     arms = [arm for arm in task.arms.values() if arm.part == "switches"]
     compared = [task.comparison("fadam", arm.name) for arm in arms]
     found = [c for c in compared if c is not None and c.gain.n]
@@ -339,7 +341,7 @@ def why_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record
         table = arms_table(task, arms, f"{task.spec.title}: FAdam with one correction turned back", links)
     eps, eps_table, words = _eps_parts(task, links)
     return WhyView(
-        task.spec.title, missing_words(task.task, root, records, ("why",)), forest, table, eps, eps_table, words
+        task.spec.title, missing_words(task.task, root, records, ("why",), tuned), forest, table, eps, eps_table, words
     )
 
 
@@ -466,7 +468,7 @@ class FarView:
     context_legend: tuple[str, ...]
 
 
-def far_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record]) -> FarView | None:
+def far_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record], tuned: Path) -> FarView | None:
     if not any(p.tier == "far" for p in task.progress):
         return None
     plots, tables = [], []
@@ -484,7 +486,7 @@ def far_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record
     ]
     return FarView(
         title=task.spec.title,
-        missing=missing_words(task.task, root, records, ("far",)),
+        missing=missing_words(task.task, root, records, ("far",), tuned),
         plots=tuple(plots),
         legend=tuple(dict.fromkeys(p.arm for v in task.variations for p in v.points if p.runs)),
         tables=tuple(tables),

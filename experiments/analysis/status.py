@@ -20,7 +20,7 @@ from rich.table import Table
 from experiments.analysis.plan import TIERS, Planned, planned
 from experiments.analysis.records import Record, load_records, one_line_warnings
 from experiments.core.errors import UserError
-from experiments.core.study import protocol
+from experiments.core.study import TUNED, protocol
 
 STATES = ("done", "running", "failed", "missing")
 # A run that writes nothing into its folder for so long is no longer at work.
@@ -59,13 +59,15 @@ def state(run: Planned, root: Path, done: set[Path], now: float) -> str:
     return "running" if now - latest < SILENT_S else "failed"
 
 
-def status(task: str, root: Path, records: Sequence[Record], tiers: Sequence[str] = TIERS) -> list[Part]:
-    """The parts of a task's study in their order."""
+def status(
+    task: str, root: Path, records: Sequence[Record], tiers: Sequence[str] = TIERS, tuned: Path = TUNED
+) -> list[Part]:
+    """The parts of a task's study in their order; `tuned` says how far their spaces were widened."""
     done = {record.relative for record in records if record.root == root}
     seconds = {r.relative: r.wall_time_s for r in records if r.task == task and r.scale == "study" and r.wall_time_s}
     cost = statistics.median(seconds.values()) if seconds else None
     groups: dict[tuple[str, str], list[Planned]] = {}
-    for run in planned(task, tiers):
+    for run in planned(task, tiers, tuned=tuned):
         groups.setdefault((run.tier, run.part), []).append(run)
     now = time.time()
     parts = []

@@ -80,7 +80,7 @@ RULES = (
     "called so, and is no verdict.",
     "- The sign-flip permutation p is at least 1/16 for five pairs and 1/4 for three, however large the "
     "differences, and more after Holm's correction. So it is reported and decides nothing.",
-    "- A diverged run counts as infinitely bad.",
+    "- A diverged run counts as infinitely bad. Where one side alone has any, that decides, without a p value.",
 )
 
 
@@ -199,6 +199,9 @@ def gain_text(comparison: Comparison) -> str:
     if gain.mean is None:
         return f"both diverged, on different seeds ({pairs})"
     text = comparison.number(gain.mean)
+    if not math.isfinite(gain.mean):
+        lost = sum(not math.isfinite(v) for v in gain.gains.values())
+        text += f" (the {'second' if gain.mean > 0 else 'first'} diverged on {lost} of {gain.n} seeds)"
     if gain.t_interval is not None:
         text += f", 95% t interval {interval_text(comparison, gain.t_interval)}"
     if gain.bca is not None:
