@@ -120,9 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console.print(table)
-    rest = duration(minutes / options.jobs) + (" and what is unknown" if unknown else "")
     words = ", ".join(f"{total[name]} {name}" for name in STATES)
-    sentence = f"{words} of {total.total()} runs; about {rest} left with {options.jobs} at a time."
+    rest = f"about {duration(minutes / options.jobs)}{' and what is unknown' if unknown else ''} left"
+    rest = (
+        "nothing has run that would tell the time left"
+        if unknown and not minutes
+        else f"{rest} with {options.jobs} at a time"
+    )
+    sentence = f"{words} of {total.total()} runs; {rest}."
     console.print(sentence, highlight=False, soft_wrap=True)
     for run in listed:
         console.print(f"{options.list}: {run.record}", highlight=False, soft_wrap=True)
