@@ -169,8 +169,10 @@ def _over_mesh(whole: DeviceMesh, shares: Sequence[Share], sums: Sequence[Tensor
         part = _slice(share.mesh, whole)
         assert part is not None
         counted = _counted(x, share.counted).to(whole.device_type)
-        stacked = counted.new_zeros(part.of, *x.shape)  # (slices, rows, N)
-        stacked[part.number] = counted
+        stacked = counted[None]  # (slices, rows, N)
+        if part.of > 1:
+            stacked = counted.new_zeros(part.of, *x.shape)
+            stacked[part.number] = counted
         slices.append(part)
         own.append(stacked)
     total = torch.cat([x.flatten() for x in own])

@@ -121,12 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     console.print(table)
     words = ", ".join(f"{total[name]} {name}" for name in STATES)
-    rest = f"about {duration(minutes / options.jobs)}{' and what is unknown' if unknown else ''} left"
-    rest = (
-        "nothing has run that would tell the time left"
-        if unknown and not minutes
-        else f"{rest} with {options.jobs} at a time"
-    )
+    rest = "nothing has run that would tell the time left"
+    if minutes or not unknown:
+        more = " and what is unknown" if unknown else ""
+        rest = f"about {duration(minutes / options.jobs)}{more} left with {options.jobs} at a time"
     sentence = f"{words} of {total.total()} runs; {rest}."
     console.print(sentence, highlight=False, soft_wrap=True)
     for run in listed:

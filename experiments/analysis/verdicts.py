@@ -593,9 +593,10 @@ def _short(verdict: Verdict | None) -> str:
     if verdict.word == NOT_TESTED:
         return f"{text} ({verdict.have} of {verdict.need} records)" if verdict.need else "–"
     if len(verdict.parts) > 1:
-        words = {p.word for p in verdict.parts}
-        each = [f"{p.task}: {p.word}" for p in verdict.parts]
-        text += f" (each of {', '.join(p.task for p in verdict.parts)})" if len(words) == 1 else f" ({'; '.join(each)})"
+        if len({p.word for p in verdict.parts}) == 1:
+            text += f" (each of {', '.join(p.task for p in verdict.parts)})"
+        else:
+            text += f" ({'; '.join(f'{p.task}: {p.word}' for p in verdict.parts)})"
     return text
 
 

@@ -54,14 +54,12 @@ def batch_lr(experiment: str, arm: str, batch: int, tuned_batch: int) -> float:
     return scaled(experiment, arm, "optimizer.lr", math.sqrt(batch / tuned_batch))
 
 
-OmegaConf.register_new_resolver("stem", stem, replace=True)
-
-
 def mode_of(launcher: str) -> str | None:
     """Hydra's mode where the command line says none: launchers run sweeps alone, be they of one run."""
     return "MULTIRUN" if "submitit" in launcher else None
 
 
+OmegaConf.register_new_resolver("stem", stem, replace=True)
 OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
 OmegaConf.register_new_resolver("is_multirun", is_multirun, replace=True)
 OmegaConf.register_new_resolver("study", declared, replace=True)

@@ -213,7 +213,7 @@ def test_missing_tiers_are_said_in_the_status_commands_words(page):
     assert not any(n == 0 for n in map(len, names))
 
 
-def test_what_was_not_declared_stands_with_how_it_was_run(records, page):
+def test_what_was_not_declared_stands_with_how_it_was_run(page):
     notes = [note for task in ("asr", "llm", "vqvae") for note in afterwards(protocol(task))]
     assert notes
     assert all(note in page.text for note in notes)
