@@ -73,7 +73,7 @@ $(TASKS:%=tune-%): tune-%: $(READY)
 	@$(PY) -m experiments.analysis.choose $* --scale $(SCALE) --runs "$(RUNS)"
 
 # ---- the study: configs/study says what runs, in tiers; each target goes on with what is missing ------------------------
-.PHONY: $(TASKS:%=study-%) $(TASKS:%=ablate-%) $(TASKS:%=far-%) status
+.PHONY: $(TASKS:%=study-%) $(TASKS:%=ablate-%) $(TASKS:%=far-%) $(TASKS:%=after-%) status
 study-asr: ## tier 1, who wins: four arms tuned and evaluated alike (52 runs a task)
 study-llm: ## the same on language modelling
 study-vqvae: ## the same on the VQ-VAE
@@ -81,6 +81,9 @@ ablate-asr: ## tier 2, why: one switch at a time, and epsilon
 ablate-llm: ## the same on language modelling
 ablate-vqvae: ## the same on the VQ-VAE, and its continuous loss
 far-llm: ## tier 3, how far: learning rate, beta2, rho, batch, gradient scale, other optimizers
+after-asr: ## what the results asked for, declared after them
+after-llm: ## the same on language modelling
+after-vqvae: ## the same on the VQ-VAE
 STUDY = $(MAKE) --no-print-directory data-$* SCALE=study && \
 	$(PY) -m experiments.study $* --jobs $(JOBS) --runs "$(RUNS)"
 $(TASKS:%=study-%): study-%: $(READY)
@@ -89,6 +92,8 @@ $(TASKS:%=ablate-%): ablate-%: $(READY)
 	@$(STUDY) --tier why $(ARGS)
 $(TASKS:%=far-%): far-%: $(READY)
 	@$(STUDY) --tier far $(ARGS)
+$(TASKS:%=after-%): after-%: $(READY)
+	@$(STUDY) --tier after $(ARGS)
 
 status: $(READY) ## what of the study is done, running, missing or failed, and the time left
 	@$(PY) -m experiments.analysis.status --runs "$(RUNS)" --jobs $(JOBS)

@@ -1,6 +1,7 @@
 """Every run that the protocol of a study declares, with the command that makes it and the record it leaves.
 
-Tiers: `who` (who wins), `why` (one switch at a time, epsilon, the continuous loss), `far` (how far it holds).
+Tiers: `who` (who wins), `why` (one switch at a time, epsilon, the continuous loss), `far` (how far it holds), and
+`after`: what the results of the others asked for, declared once they were known.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import yaml
 
 from experiments.core.study import FOLDER, TUNED, protocol
 
-TIERS = ("who", "why", "far")
+TIERS = ("who", "why", "far", "after")
+# Parts whose points are those of another part: what widens one widens both.
+_SHARED = {"clipping": "switches"}
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,36 @@ def _tuned_part(
         )  # fmt: skip
 
 
+def _switched(plan: Mapping[str, Any], tier: str, part: str, arms: Sequence[str], tuned: Path) -> Iterator[Planned]:
+    """FAdam's kin: tuning over factors of its learning rate, widened where it had to be, then the evaluation seeds."""
+    why = plan["tiers"]["why"]
+    common = (tier, part, plan["task"], plan["experiment"])
+    low, high = widened(plan["experiment"], part, tuned)
+    first, last = why["factors"][0], why["factors"][-1]
+    factors = [first / 2**i for i in range(low, 0, -1)] + why["factors"] + [last * 2**i for i in range(1, high + 1)]
+    needs = tuple(sorted({"fadam", *why["decay_from"].values()}))
+    for arm, factor in itertools.product(arms, factors):
+        yield Planned(
+            *common, arm, plan["variant"], f"tune-f{factor}", plan["tuning"]["seed"], "tune",
+            ("tune=study_switch", f"optimizer={arm}", f"factor={factor}"), needs,
+        )  # fmt: skip
+    for arm, seed in itertools.product(arms, plan["seeds"]):
+        yield Planned(
+            *common, arm, plan["variant"], "main", seed, "eval", (f"optimizer={arm}", f"seed={seed}"), (arm,)
+        )  # fmt: skip
+
+
 def _varied(
-    plan: Mapping[str, Any], tier: str, name: str, arms: Sequence[str], seeds: Sequence[int], points: Sequence[Any]
+    plan: Mapping[str, Any],
+    tier: str,
+    name: str,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    points: Sequence[Any],
+    part: str = "",
 ) -> Iterator[Planned]:
-    """The tuned arms with one value changed; a point is a value, or a value with factors of the learning rate."""
+    """The tuned arms with one value changed; a point is a value, or a value with factors of the learning rate. The part
+    is called like what varies, unless it has a name of its own."""
     for arm, point in itertools.product(arms, points):
         value, factors = point if isinstance(point, tuple) else (point, (None,))
         for factor, seed in itertools.product(factors, seeds):
@@ -91,13 +120,13 @@ def _varied(
             words = [f"vary={name}", f"optimizer={arm}", f"value={value}", f"seed={seed}"]
             words += [] if factor is None else [f"factor={factor}"]
             yield Planned(
-                tier, name, plan["task"], plan["experiment"], arm, plan["variant"], trial, seed, "eval",
+                tier, part or name, plan["task"], plan["experiment"], arm, plan["variant"], trial, seed, "eval",
                 tuple(words), (arm,),
             )  # fmt: skip
 
 
 def widened_path(experiment: str, part: str, tuned: Path = TUNED) -> Path:
-    return tuned / "widened" / f"{experiment}-{part}.yaml"
+    return tuned / "widened" / f"{experiment}-{_SHARED.get(part, part)}.yaml"
 
 
 def widened(experiment: str, part: str, tuned: Path = TUNED) -> tuple[int, int]:
@@ -121,21 +150,7 @@ def planned(task: str, tiers: Sequence[str] = TIERS, folder: Path = FOLDER, tune
         runs += _tuned_part(plan, "who", "main", plan["tiers"]["who"]["arms"], plan, tuned)
     if "why" in tiers:
         why = plan["tiers"]["why"]
-        common = ("why", "switches", plan["task"], plan["experiment"])
-        low, high = widened(plan["experiment"], "switches", tuned)
-        first, last = why["factors"][0], why["factors"][-1]
-        factors = [first / 2**i for i in range(low, 0, -1)] + why["factors"] + [last * 2**i for i in range(1, high + 1)]
-        for arm, factor in itertools.product(why["arms"], factors):
-            runs.append(
-                Planned(
-                    *common, arm, plan["variant"], f"tune-f{factor}", plan["tuning"]["seed"], "tune",
-                    ("tune=study_switch", f"optimizer={arm}", f"factor={factor}"),
-                    tuple(sorted({"fadam", *why["decay_from"].values()})),
-                )
-            )  # fmt: skip
-        for arm, seed in itertools.product(why["arms"], plan["seeds"]):
-            words = (f"optimizer={arm}", f"seed={seed}")
-            runs.append(Planned(*common, arm, plan["variant"], "main", seed, "eval", words, (arm,)))
+        runs += _switched(plan, "why", "switches", why["arms"], tuned)
         eps = why["eps"]
         runs += _varied(plan, "why", "eps", eps["arms"], eps["seeds"], eps["values"])
         if "continuous" in why:
@@ -148,6 +163,11 @@ def planned(task: str, tiers: Sequence[str] = TIERS, folder: Path = FOLDER, tune
         rho = [(value, tuple(factors)) for value, factors in far["rho"].items()]
         runs += _varied(plan, "far", "rho", ["fadam"], far["seeds"], rho)
         runs += _tuned_part(plan, "far", "context", far["context"], plan, tuned)
+    if "after" in tiers and "after" in plan["tiers"]:
+        after = plan["tiers"]["after"]
+        runs += _switched(plan, "after", "clipping", [after["clipping"]["arm"]], tuned)
+        for part, v in after["vary"].items():
+            runs += _varied(plan, "after", v["name"], v["arms"], v["seeds"], v["values"], part)
     return runs
 
 

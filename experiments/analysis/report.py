@@ -36,6 +36,7 @@ from experiments.analysis.report_parts import (
 )
 from experiments.analysis.report_samples import language_views, picture_views, transcript_views
 from experiments.analysis.report_tasks import (
+    after_view,
     far_view,
     likelihood_view,
     missing_words,
@@ -82,7 +83,7 @@ def protocol_table(numbers: Study, folder: Path, links: Links) -> Table:
         "learning-rate factors of the switches",
         (", ".join(f"{f:g}" for f in p["tiers"]["why"]["factors"]) for p in plans),
     )
-    return Table("The protocol, declared before any run", ("setting", *(t.spec.title for t in tasks)), tuple(rows))
+    return Table("The protocol, declared before its runs", ("setting", *(t.spec.title for t in tasks)), tuple(rows))
 
 
 def machine_table(records: Sequence[Record], links: Links) -> Table | None:
@@ -196,6 +197,9 @@ def context(
         "likelihood": likelihood_view(numbers, links),
         "fars": [
             v for v in (far_view(t, links, root, records, tuned) for t in numbers.tasks.values()) if v is not None
+        ],
+        "afters": [
+            v for v in (after_view(t, links, root, records, tuned) for t in numbers.tasks.values()) if v is not None
         ],
         "pictures": pictures,
         "picture_failures": failures,

@@ -23,7 +23,6 @@ from experiments.analysis.report_parts import (
     gain_text,
     grouped,
     matters_text,
-    metric_text,
     minus_signs,
     outcome_cell,
     phrase,
@@ -36,7 +35,7 @@ from experiments.analysis.study import OPPONENT, SCALE, Study, TaskStudy, compar
 from experiments.analysis.summary import HEADLINES
 from experiments.analysis.tables import count_text
 from experiments.analysis.tasks import SPECS, arm_label, values_by_seed
-from experiments.analysis.verdicts import NOT_TESTED, Claim, Verdict, p_text
+from experiments.analysis.verdicts import NOT_TESTED, Claim, Verdict, detectable_text, p_text
 
 _SETTINGS = {"optimizer.lr": "learning rate", "optimizer.weight_decay": "weight decay"}
 
@@ -147,10 +146,9 @@ def _point(part: Verdict, links: Links) -> Point:
     assert c is not None
     assert c.metric is not None
     text = f"gain {gain_text(c)} in {c.metric.label}"
-    if c.outcome not in ("better", "worse") and c.gain.detectable is not None:
-        size = metric_text(c.metric, c.gain.detectable).replace("%", " points")
-        text += f"; {size} could have been detected, {matters_text(c)} would matter"
-    return Point(SPECS[part.task].title, outcome_cell(c.outcome), Cell(text, links.pair(c)))
+    if c.outcome not in ("better", "worse") and c.detectable is not None:
+        text += f"; {detectable_text(c)}, {matters_text(c)} would matter"
+    return Point(SPECS[part.task].title, outcome_cell(c.said), Cell(text, links.pair(c)))
 
 
 def _answer_table(parts: Sequence[Verdict], links: Links) -> Table:
@@ -165,7 +163,7 @@ def _answer_table(parts: Sequence[Verdict], links: Links) -> Table:
         rows.append(
             (
                 Cell(f"{SPECS[p.task].title}, {p.scale}", more=(Cell(f"{axis_text(metric)} {arrow(metric)}"),)),
-                outcome_cell(c.outcome),
+                outcome_cell(c.said),
                 *(
                     Cell(summary_text(metric, summarise(list(values_by_seed(runs, metric).values()))), links.runs(runs))
                     for runs in sides
@@ -256,7 +254,7 @@ def claim_views(found: Sequence[Verdict], records: Sequence[Record], links: Link
                 outcome_cell(part.word),
                 gain_cell(part.comparison, links) if _tested(part) else dash(""),
                 minus_signs(part.sentence),
-                tuple(Cell(f"{c.label}, gain {gain_text(c)}, {c.outcome}", links.pair(c)) for c in part.also),
+                tuple(Cell(f"{c.label}, gain {gain_text(c)}, {c.said}", links.pair(c)) for c in part.also),
             )
             for part in v.parts or (v,)
         ]

@@ -35,10 +35,10 @@ from experiments.analysis.report_parts import (
 )
 from experiments.analysis.stats import summarise
 from experiments.analysis.status import status
-from experiments.analysis.study import OPPONENT, Arm, EpsSweep, Speed, Study, TaskStudy, Variation
+from experiments.analysis.study import OPPONENT, Arm, Comparison, EpsSweep, Speed, Study, TaskStudy, Variation, again
 from experiments.analysis.tables import scale_in_words
-from experiments.analysis.tasks import SPECS, Metric, arm_label
-from experiments.analysis.verdicts import p_text
+from experiments.analysis.tasks import SPECS, Metric, arm_label, values_by_seed
+from experiments.analysis.verdicts import interval_text, p_text
 
 # How the axis of a variation is written.
 _VARIED = {
@@ -84,7 +84,7 @@ def arms_table(task: TaskStudy, arms: Sequence[Arm], caption: str, links: Links)
                 Cell(summary_text(metric, arm.summary), links.runs(arm.runs)),
                 gain_cell(c, links),
                 dash() if c is None else Cell(f"{p_text(c.gain.p)} / {p_text(c.gain.p_t)}", links.pair(c)),
-                dash() if c is None else outcome_cell(c.outcome),
+                dash() if c is None else outcome_cell(c.said),
                 _ratio_cell(speed, links, arm) if speed is not None else dash(),
                 *(
                     Cell(setting_text(settings[key]), links.runs(chosen)) if key in settings else dash()
@@ -438,7 +438,7 @@ def likelihood_view(numbers: Study, links: Links) -> LikelihoodView | None:
                 Cell(f"{axis_text(c.metric)} {arrow(c.metric)}"),
                 *(Cell(summary_text(c.metric, arms[a].summary), links.runs(arms[a].runs)) for a in (OPPONENT, "fadam")),
                 gain_cell(c, links),
-                outcome_cell(c.outcome),
+                outcome_cell(c.said),
             )
         )
     table = Table(
@@ -451,7 +451,7 @@ def likelihood_view(numbers: Study, links: Links) -> LikelihoodView | None:
     if between is not None and between.gain.mean is not None:
         sentence = (
             "Gain under the discrete likelihood minus gain under the continuous one, each in units of the difference "
-            f"that matters: {gain_text(between)}, {between.gain.n} pairs: {between.outcome}."
+            f"that matters: {gain_text(between)}, {between.gain.n} pairs: {between.said}."
         )
     return LikelihoodView(table, sentence)
 
@@ -472,7 +472,8 @@ def far_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record
     if not any(p.tier == "far" for p in task.progress):
         return None
     plots, tables = [], []
-    for v in task.variations:
+    variations = [v for v in task.variations if v.tier == "far"]
+    for v in variations:
         if any(p.runs for p in v.points):
             plots.append(_variation_plot(task, v))
             tables.append(_variation_table(v, links))
@@ -488,7 +489,7 @@ def far_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record
         title=task.spec.title,
         missing=missing_words(task.task, root, records, ("far",), tuned),
         plots=tuple(plots),
-        legend=tuple(dict.fromkeys(p.arm for v in task.variations for p in v.points if p.runs)),
+        legend=tuple(dict.fromkeys(p.arm for v in variations for p in v.points if p.runs)),
         tables=tuple(tables),
         context=arms_table(task, there, f"{task.spec.title}: other optimizers under the same protocol", links)
         if there
@@ -496,6 +497,62 @@ def far_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record
         context_plots=tuple(p for p in context_plots if p is not None and there),
         context_legend=tuple(arm.name for arm in [*beside, *there]),
     )
+
+
+@dataclass(frozen=True)
+class AfterView:
+    title: str
+    missing: tuple[str, ...]
+    tables: tuple[Table, ...]
+
+
+def after_view(task: TaskStudy, links: Links, root: Path, records: Sequence[Record], tuned: Path) -> AfterView | None:
+    """What was asked once the results were known."""
+    if not any(p.tier == "after" for p in task.progress):
+        return None
+    tables = []
+    clipping = [c for c in task.comparisons if c.part == "clipping" and c.gain.n]
+    if clipping:
+        tables.append(comparisons_table(f"{task.spec.title}: FAdam's clip or global-norm clipping", clipping, links))
+    if repeated := again(task):
+        tables.append(comparisons_table(f"{task.spec.title}: the switches, against FAdam run again", repeated, links))
+    tables += [
+        _variation_table(v, links) for v in task.variations if v.tier == "after" and any(p.runs for p in v.points)
+    ]
+    missing = missing_words(task.task, root, records, ("after",), tuned)
+    return AfterView(task.spec.title, missing, tuple(tables))
+
+
+def comparisons_table(caption: str, comparisons: Sequence[Comparison], links: Links) -> Table:
+    """Pairs of arms, each with its mean and what the first gains."""
+    rows = []
+    for c in comparisons:
+        metric = c.metric
+        assert metric is not None
+        sides = [[r for r in c.runs if r.arm == arm] for arm in (c.arm, c.opponent)]
+        means = [summarise(list(values_by_seed(side, metric).values())) for side in sides]
+        p = f"{p_text(c.gain.p)} / {p_text(c.gain.p_t)}" + ("" if c.p_t_holm is None else f" / {p_text(c.p_t_holm)}")
+        rows.append(
+            (
+                Cell(c.label, strong=True),
+                *(Cell(summary_text(metric, m), links.runs(rs)) for m, rs in zip(means, sides, strict=True)),
+                Cell(f"{c.number(c.gain.mean)} {interval_text(c, c.gain.t_interval)}"),
+                Cell(p),
+                outcome_cell(c.said),
+            )
+        )
+    metric = comparisons[0].metric
+    assert metric is not None
+    unit = f"{axis_text(metric)} {arrow(metric)}"
+    header = (
+        "arms",
+        f"first: {unit}",
+        f"second: {unit}",
+        "gain of the first [95%]",
+        "p: sign-flip / t (/ Holm)",
+        "first is",
+    )
+    return Table(caption, header, tuple(rows))
 
 
 def _place(name: str, value: float) -> float:
@@ -511,22 +568,22 @@ def _variation_plot(task: TaskStudy, v: Variation) -> Plot:
             if p.arm != arm or p.summary is None:
                 continue
             if p.summary.diverged:
-                bad.append(_place(v.name, p.value))
+                bad.append(_place(v.setting, p.value))
             else:
-                good.append((_place(v.name, p.value), p.summary.mean * factor))
+                good.append((_place(v.setting, p.value), p.summary.mean * factor))
                 spread.append((p.summary.sd or 0.0) * factor)
         pick = min if metric.mode == "min" else max
         path = [(x, pick(b for a, b in good if a == x)) for x in sorted({a for a, _ in good})]
         if good or bad:
             drawn.append(draw.Line(arm, good, bad, None, spread, path))
-    x = _VARIED.get(v.name, v.name)
+    x = _VARIED.get(v.setting, v.setting)
     label = f"{task.spec.title}: {metric.label} against {x} for {enumerated([arm_label(d.arm) for d in drawn])}"
     picture = draw.lines(
         f"far-{task.task}-{slug(v.name)}", label, drawn, x, axis_text(metric),
-        log=v.name not in ("rho",), low_is_better=metric.mode == "min",
+        log=v.setting not in ("rho",), low_is_better=metric.mode == "min",
     )  # fmt: skip
     crosses = " × diverged." if any(d.bad for d in drawn) else ""
-    several = " Several learning rates at each value; the line joins the best." if v.name == "rho" else ""
+    several = " Several learning rates at each value; the line joins the best." if v.setting == "rho" else ""
     return Plot(
         picture, f"{x[0].upper() + x[1:]} varied, {v.progress.words}; bars: one standard deviation.{several}{crosses}"
     )
@@ -537,7 +594,7 @@ def _variation_table(v: Variation, links: Links) -> Table:
     points = sorted({(p.value, p.factor) for p in v.points})
     rows = []
     for value, factor in points:
-        name = setting_text(value) + (f", learning rate × {factor:g}" if v.name == "rho" else "")
+        name = setting_text(value) + (f", learning rate × {factor:g}" if v.setting == "rho" else "")
         cells = [Cell(name)]
         for arm in arms:
             p = next((p for p in v.points if (p.arm, p.value, p.factor) == (arm, value, factor)), None)
@@ -547,7 +604,7 @@ def _variation_table(v: Variation, links: Links) -> Table:
             more = tuple(Cell(f"seed {r.seed}", links.record(r)) for r in p.runs)
             cells.append(Cell(summary_text(v.metric, p.summary), more=more))
         rows.append(tuple(cells))
-    x = {"beta2": "beta2"}.get(v.name, _VARIED.get(v.name, v.name))
+    x = {"beta2": "beta2"}.get(v.setting, _VARIED.get(v.setting, v.setting))
     return Table(f"{axis_text(v.metric)} over {x}", (x, *(arm_label(a) for a in arms)), tuple(rows))
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from experiments.analysis.records import Mode
 
-BETTER, WORSE, NONE = "FAdam better", "FAdam worse", "no detectable difference"
+# Of one comparison by itself, not corrected for others having been made.
+BETTER, WORSE, NONE = "FAdam better, taken alone", "FAdam worse, taken alone", "no detectable difference"
 BOOTSTRAP_FROM = 5
 _RESAMPLES = 9999
 
@@ -113,7 +114,7 @@ class Paired:
             where both diverged, None. bca: bootstrap interval from five pairs on.
         differences: seed -> difference, for pairs of two finite values.
         diverged, opponent_diverged: seeds of the pairs on which each one diverged.
-        word: "FAdam better", "FAdam worse", "no detectable difference", or why there is no verdict.
+        word: "FAdam better, taken alone", "FAdam worse, taken alone", "no detectable difference", or why there is none.
     """
 
     n: int
@@ -155,7 +156,9 @@ def paired_difference(fadam: Mapping[int, float], opponent: Mapping[int, float],
         bad = math.inf if mode == "min" else -math.inf
         mean = bad if diverged else -bad
         who, count = ("it", len(diverged)) if diverged else ("the opponent", len(opponent_diverged))
-        word = f"{WORSE if diverged else BETTER}: {who} diverged on {count} of {len(seeds)}"
+        lost = lost_by([*values, *[mean] * count])
+        word = (WORSE if diverged else BETTER) if lost else NONE
+        word += f": {who if lost or not diverged else 'FAdam'} diverged on {count} of {len(seeds)}"
     else:
         mean = statistics.fmean(values)
         interval = t_interval(values)
@@ -191,7 +194,7 @@ class Gain:
         p: of the sign-flip permutation test of the mean, two-sided, all 2^n flips: at least 2 / 2^n, 1/16 for 5 pairs.
         p_t: of the paired t test.
         detectable: the smallest true difference that a two-sided t test at 5% would find in 80% of such comparisons,
-            given `sd` and as many pairs.
+            given `sd` and as many pairs, if no other comparison were made.
     """
 
     gains: Mapping[int, float]
@@ -252,7 +255,7 @@ def decide(gain: Gain, matters: float) -> str:
     Better or worse needs all of: at least `LEAST_PAIRS` pairs; Student's interval, and the bootstrap's where there is
     one, on one side of zero; a mean of at least `matters`, the smallest difference that would matter. With five pairs
     the permutation test cannot go below p = 1/16, let alone after Holm's correction, whatever the differences are: it
-    is reported beside, and decides nothing. Divergence on one side alone decides.
+    is reported beside, and decides nothing. Divergence on one side alone decides where `lost_by` says so.
     """
     if gain.n < LEAST_PAIRS or gain.mean is None or abs(gain.mean) < matters:
         return NEITHER
@@ -261,7 +264,19 @@ def decide(gain: Gain, matters: float) -> str:
         intervals = [i for i in (gain.t_interval, gain.bca) if i is not None]
         if any(side * low <= 0 or side * high <= 0 for low, high in intervals):
             return NEITHER
+    elif not lost_by(list(gain.gains.values())):
+        return NEITHER
     return BETTER_ARM if side > 0 else WORSE_ARM
+
+
+def lost_by(differences: Sequence[float]) -> bool:
+    """Whether infinite differences, all of one sign, decide a comparison: more than half of the pairs, and the mean of
+    the finite ones does not point the other way. A single diverged run may be chance."""
+    infinite = [d for d in differences if not math.isfinite(d)]
+    finite = [d for d in differences if math.isfinite(d)]
+    if 2 * len(infinite) <= len(differences):
+        return False
+    return not finite or statistics.fmean(finite) * math.copysign(1.0, infinite[0]) >= 0
 
 
 def sign_flip_p(values: Sequence[float]) -> float | None:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from experiments.analysis.plan import TIERS, Planned, planned
 from experiments.analysis.records import Record, load_records, one_line_warnings
+from experiments.analysis.tuning import current
 from experiments.core.errors import UserError
 from experiments.core.study import TUNED, protocol
 
@@ -49,7 +50,8 @@ class Part:
 
 
 def state(run: Planned, root: Path, done: set[Path], now: float) -> str:
-    """`done`: its record exists. `running`: its folder was written to lately. `failed`: else, where a folder exists."""
+    """`done`: its record exists, made with what is chosen now. `running`: its folder was written to lately. `failed`:
+    else, where a folder exists."""
     if run.record in done:
         return "done"
     folder = (root / run.record).with_suffix("")
@@ -63,19 +65,21 @@ def status(
     task: str, root: Path, records: Sequence[Record], tiers: Sequence[str] = TIERS, tuned: Path = TUNED
 ) -> list[Part]:
     """The parts of a task's study in their order; `tuned` says how far their spaces were widened."""
-    done = {record.relative for record in records if record.root == root}
+    mine = {record.relative: record for record in records if record.root == root}
     seconds = {r.relative: r.wall_time_s for r in records if r.task == task and r.scale == "study" and r.wall_time_s}
     cost = statistics.median(seconds.values()) if seconds else None
     groups: dict[tuple[str, str], list[Planned]] = {}
-    for run in planned(task, tiers, tuned=tuned):
+    runs = planned(task, tiers, tuned=tuned)
+    done = {run.record for run in runs if run.record in mine and current(run, mine[run.record], tuned)}
+    for run in runs:
         groups.setdefault((run.tier, run.part), []).append(run)
     now = time.time()
     parts = []
-    for (tier, part), runs in groups.items():
+    for (tier, part), members in groups.items():
         states: dict[str, list[Planned]] = {name: [] for name in STATES}
-        for run in runs:
+        for run in members:
             states[state(run, root, done, now)].append(run)
-        left = len(runs) - len(states["done"])
+        left = len(members) - len(states["done"])
         minutes = None if cost is None else left * cost / 60
         parts.append(Part(task, tier, part, {k: tuple(v) for k, v in states.items()}, minutes))
     return parts

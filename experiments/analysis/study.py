@@ -23,6 +23,7 @@ from experiments.analysis.stats import (
     Ratio,
     Summary,
     decide,
+    detectable_difference,
     first_reached,
     gain_of,
     holm,
@@ -32,7 +33,7 @@ from experiments.analysis.stats import (
     summarise,
 )
 from experiments.analysis.tasks import SPECS, Metric, TaskSpec, arm_label, measured, task_spec, values_by_seed
-from experiments.analysis.tuning import end
+from experiments.analysis.tuning import current, end
 from experiments.core.study import FOLDER, TUNED, protocol
 
 SCALE = "study"
@@ -129,10 +130,12 @@ class Comparison:
     Attributes:
         part: of the planned runs it is between; "interaction", or "secondary" for another metric than the protocol's.
         primary: whether it belongs to the family that Holm's correction is for: FAdam against its declared opponent,
-            FAdam against itself without each correction, and the interaction with the likelihood, on all tasks.
+            FAdam against itself without each correction, its clip against global-norm clipping, and the interaction
+            with the likelihood, on all tasks.
         matters: the smallest difference that would matter, in the units of the metric (or 1 where `metric` is None:
             the gains are then in such units).
         p_holm, p_t_holm: the p of `gain` after Holm's correction over the family; None outside it.
+        family: how many comparisons that family has; 1 outside it.
         outcome: "better", "worse" or "no detectable difference", of the first arm; of a primary comparison, after
             Holm's correction.
     """
@@ -151,6 +154,19 @@ class Comparison:
     runs: tuple[Record, ...]
     p_holm: float | None = None
     p_t_holm: float | None = None
+    family: int = 1
+
+    @property
+    def said(self) -> str:
+        """The outcome in words; outside the family it is not corrected, and says so."""
+        return self.outcome if self.primary or self.outcome == NEITHER else f"{self.outcome}, taken alone"
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest true difference that would have been found in 80% of such comparisons, even as the only one of
+        the family; None where the spread is not known."""
+        sd = self.gain.sd
+        return None if sd is None else detectable_difference(sd, self.gain.n, level=LEVEL / self.family)
 
     @property
     def label(self) -> str:
@@ -226,9 +242,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Variation:
-    """Tier 3: one setting varied, all others as tuned."""
+    """One setting varied, all others as tuned: tier 3, or what was asked afterwards.
+
+    Attributes:
+        name: of the part. setting: what is varied.
+    """
 
     name: str
+    tier: str
+    setting: str
     progress: Progress
     metric: Metric
     points: tuple[Point, ...]
@@ -300,6 +322,25 @@ class Study:
     same_metric: Comparison | None
     profile: Profile
     family: int
+
+
+def again(task: TaskStudy) -> tuple[Comparison, ...]:
+    """The switches against FAdam as it was run again beside them, where that has been done on all evaluation seeds: the
+    sweep of epsilon and the tier after the fact have runs at the default, which is FAdam as tuned."""
+    part = next((v for v in task.variations if v.name == "again"), None)
+    sweep = next((s for s in task.eps if s.arm == "fadam"), None)
+    fadam = task.arms["fadam"]
+    if part is None or sweep is None or not part.progress.complete:
+        return ()
+    beside = [r for p in part.points for r in p.runs]
+    runs = [r for r in sweep.runs if r.trial in {b.trial for b in beside}] + beside
+    if {r.seed for r in runs} != set(fadam.values):
+        return ()
+    switches = [arm for arm in task.arms.values() if arm.part == "switches" and arm.runs]
+    made = (
+        compare_runs(task.task, SCALE, fadam.variant, fadam.metric, task.matters, runs, arm.runs) for arm in switches
+    )
+    return tuple(replace(c, part="again", primary=False) for c in made)
 
 
 def other_metric(
@@ -577,6 +618,10 @@ def study_task(task: str, records: Iterable[Record], folder: Path = FOLDER, tune
     spec, plan = task_spec(task), protocol(task, folder)
     runs = planned(task, TIERS, folder, tuned)
     by_path = {r.relative: r for r in records if r.task == task and r.scale == SCALE}
+    # Evaluation runs with other settings than the chosen ones are shown with a note; other runs are as good as missing.
+    for run in runs:
+        if run.trial != "main" and run.record in by_path and not current(run, by_path[run.record], tuned):
+            del by_path[run.record]
     metric, tuning_metric = metric_of(spec, plan["metric"]), metric_of(spec, plan["tuning"])
     matters = float(plan["metric"]["matters"])
 
@@ -585,15 +630,19 @@ def study_task(task: str, records: Iterable[Record], folder: Path = FOLDER, tune
 
     what = f"the study of {task}"
     _check_data(_found(runs, by_path), what)
-    check_one_kind(_found(part("main", "switches"), by_path), what)
-    tuned_runs = part("main", "switches", "context")
+    check_one_kind(_found(part("main", "switches", "clipping"), by_path), what)
+    tuned_runs = part("main", "switches", "context", "clipping")
     arms = _arms(tuned_runs, by_path, spec, metric, tuned)
     continuous: dict[str, Arm] = {}
     comparisons = [
         compare(arms["fadam"], other, task, matters, primary=other.name == OPPONENT or other.part == "switches")
         for other in arms.values()
-        if other.name != "fadam"
+        if other.name != "fadam" and other.part != "clipping"
     ]
+    after = plan["tiers"].get("after")
+    if after is not None:
+        sides = (arms[after["clipping"][side]] for side in ("against", "arm"))
+        comparisons.append(compare(*sides, task, matters, primary=True))
     if part("continuous"):
         declared = plan["tiers"]["why"]["continuous"]["metric"]
         check_one_kind(_found(part("continuous"), by_path), f"{what}, continuous loss")
@@ -613,10 +662,17 @@ def study_task(task: str, records: Iterable[Record], folder: Path = FOLDER, tune
         progress = _progress("why", "eps", mine, by_path)
         points = _points(mine, by_path, metric)
         sweeps.append(eps_sweep(arm, points, progress, arms[arm], matters))
-    names = dict.fromkeys(run.part for run in runs if run.tier == "far" and run.part != "context")
+    names = {run.part: run for run in runs if run.tier in ("far", "after") and run.part not in ("context", "clipping")}
     variations = [
-        Variation(name, _progress("far", name, part(name), by_path), metric, _points(part(name), by_path, metric))
-        for name in names
+        Variation(
+            name,
+            first.tier,
+            dict(word.split("=", 1) for word in first.overrides)["vary"],
+            _progress(first.tier, name, part(name), by_path),
+            metric,
+            _points(part(name), by_path, metric),
+        )
+        for name, first in names.items()
     ]
     tiers = [[run for run in runs if run.tier == tier] for tier in TIERS]
     return TaskStudy(
@@ -644,7 +700,9 @@ def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
     family = [c for c in comparisons if c.primary]
     flips, students = holm([c.gain.p for c in family]), holm([c.gain.p_t for c in family])
     corrected = (
-        replace(c, p_holm=p, p_t_holm=q, outcome=NEITHER if q is not None and q > LEVEL else c.outcome)
+        replace(
+            c, p_holm=p, p_t_holm=q, family=len(family), outcome=NEITHER if q is not None and q > LEVEL else c.outcome
+        )
         for c, p, q in zip(family, flips, students, strict=True)
     )
     return [next(corrected) if c.primary else c for c in comparisons]

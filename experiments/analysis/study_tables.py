@@ -26,6 +26,7 @@ from experiments.analysis.study import (
     Study,
     TaskStudy,
     Variation,
+    again,
     study,
 )
 from experiments.analysis.tables import cell, markdown_table, scale_in_words
@@ -38,6 +39,12 @@ TIER_TITLES = {
     "who": "Tier 1: who wins",
     "why": "Tier 2: why, one switch at a time",
     "far": "Tier 3: how far it holds",
+    "after": "After the fact: what the results asked for",
+}
+# Parts that are not called like what they vary.
+VARIATIONS = {
+    "again": "FAdam again, on the build that ran the switches",
+    "neighbour": "The next lower learning rate",
 }
 # Distances from the best arm at which the performance profile is written down, in units of what matters.
 DISTANCES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -109,18 +116,19 @@ def arms_table(arms: Sequence[Arm], links: Links) -> list[str]:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> list[str]:
-    """The paired gains of FAdam."""
+    """The paired gains of one arm over others."""
+    first = arm_label(comparisons[0].arm)
     rows = []
     for c in comparisons:
         gain = c.gain
-        detectable = "–" if gain.detectable is None else c.number(gain.detectable).lstrip("+")
+        detectable = "–" if c.detectable is None else c.number(c.detectable).lstrip("+")
         flips = p_text(gain.p) + (f" ({p_text(c.p_holm)})" if c.p_holm is not None else "")
         student = p_text(gain.p_t) + (f" ({p_text(c.p_t_holm)})" if c.p_t_holm is not None else "")
         row = [arm_label(c.opponent), c.number(gain.mean) if gain.n else "–", interval_text(c, gain.bca)]
-        row += [interval_text(c, gain.t_interval), str(gain.n), flips, student, detectable, f"**{c.outcome}**"]
+        row += [interval_text(c, gain.t_interval), str(gain.n), flips, student, detectable, f"**{c.said}**"]
         rows.append(row)
     header = [
-        "FAdam against",
+        f"{first} against",
         "gain",
         "95% bootstrap (BCa)",
         "95% Student's t",
@@ -128,7 +136,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> list[str]:
         "sign-flip p (Holm)",
         "t test p (Holm)",
     ]
-    return markdown_table([*header, "detectable (80% power)", "FAdam: outcome"], rows)
+    return markdown_table([*header, "detectable (80% power)", f"{first} is"], rows)
 
 
 def ratio_text(ratio: Ratio) -> str:
@@ -254,7 +262,7 @@ def eps_section(sweeps: Sequence[EpsSweep], links: Links) -> list[str]:
 
 def variation_section(variation: Variation, links: Links) -> list[str]:
     """One setting varied, for every arm."""
-    lines = [f"### {variation.name}", "", *not_yet(variation.progress)]
+    lines = [f"### {VARIATIONS.get(variation.name, variation.name)}", "", *not_yet(variation.progress)]
     points = [p for p in variation.points if p.runs]
     if not points:
         return lines
@@ -264,15 +272,35 @@ def variation_section(variation: Variation, links: Links) -> list[str]:
         by_place.setdefault((p.value, p.factor), {})[p.arm] = p
     rows = []
     for (value, factor), here in sorted(by_place.items()):
-        label = f"{value:g}" + (f" (learning rate × {factor:g})" if variation.name == "rho" else "")
+        label = f"{value:g}" + (f" (learning rate × {factor:g})" if variation.setting == "rho" else "")
         cells = []
         for arm in arms:
             point = here.get(arm)
             text = "–" if point is None else f"{variation.metric.summary(point.summary)} {links.seeds(point.runs)}"
             cells.append(text)
         rows.append([label, *cells])
-    header = [variation.name, *(f"{arm_label(a)}: {_arrow(variation.metric)}" for a in arms)]
+    header = [variation.setting, *(f"{arm_label(a)}: {_arrow(variation.metric)}" for a in arms)]
     return lines + markdown_table(header, rows)
+
+
+def after_section(found: TaskStudy, links: Links) -> list[str]:
+    """What was asked once the results were known."""
+    after, fadam = found.protocol["tiers"]["after"], found.arms["fadam"]
+    lines = [f"## {TIER_TITLES['after']}", "", *not_yet(found.tier("after")), after["why"].strip(), ""]
+    sides = [found.arms[after["clipping"][side]] for side in ("against", "arm")]
+    lines += ["### FAdam's clip, or global-norm clipping in its place", ""]
+    lines += _part(found, sides, "clipping", links)
+    for variation in found.variations:
+        if variation.tier == "after":
+            lines += variation_section(variation, links)
+    if repeated := again(found):
+        metric = fadam.metric
+        lines += [
+            f"The gain of FAdam, run again, over them; {metric.number(found.matters)}{metric.unit} would matter:",
+            "",
+            *comparison_table(repeated),
+        ]
+    return lines
 
 
 def _part(found: TaskStudy, arms: Sequence[Arm], part: str, links: Links) -> list[str]:
@@ -284,7 +312,10 @@ def _part(found: TaskStudy, arms: Sequence[Arm], part: str, links: Links) -> lis
         lines += [*noted, ""] if noted else []
         shown = [c for c in found.comparisons if c.part == part and c.gain.n]
         if shown:
-            lines += [f"FAdam's gain, positive where FAdam is better; {_matters(found, arms)} would matter.", ""]
+            lines += [
+                f"{arm_label(shown[0].arm)}'s gain, positive where it is better; {_matters(found, arms)} would matter.",
+                "",
+            ]
             lines += comparison_table(shown)
     return [*lines, "#### Tuning", "", *tuning_table([a for a in arms if a.part == part], links)]
 
@@ -302,8 +333,8 @@ def page(found: TaskStudy, out: Path) -> str:
         f"# {spec.title}: the study",
         "",
         f"Generated by `python -m experiments.analysis.study_tables {spec.name}` from the published records and "
-        f"`configs/study/{spec.name}.yaml`, which was written before any of them; not to be edited. What the numbers "
-        "mean for the paper's claims: [verdicts](verdicts.md).",
+        f"`configs/study/{spec.name}.yaml`, which was written before them (what was not, says so); not to be edited. "
+        "What the numbers mean for the paper's claims: [verdicts](verdicts.md).",
         "",
     ]
     runs = [r for arm in found.arms.values() for r in arm.runs]
@@ -334,11 +365,13 @@ def page(found: TaskStudy, out: Path) -> str:
     if any(p.tier == "far" for p in found.progress):
         lines += [f"## {TIER_TITLES['far']}", "", *not_yet(found.tier("far"))]
         for variation in found.variations:
-            lines += variation_section(variation, links)
+            lines += variation_section(variation, links) if variation.tier == "far" else []
         context = [a for a in found.arms.values() if a.part == "context"]
         if context:
             lines += ["### Optimizers in use today, tuned alike", ""]
             lines += _part(found, [fadam, *context], "context", links)
+    if any(p.tier == "after" for p in found.progress):
+        lines += after_section(found, links)
     if noted := afterwards(plan):
         lines += ["## What the protocol did not declare", "", *(f"- {note}" for note in noted)]
     return "\n".join(lines).rstrip() + "\n"
@@ -391,7 +424,7 @@ def overview(found: Study) -> str:
                 *(mine.metric.summary(a.summary) for a in sides),
                 c.number(c.gain.mean),
                 interval_text(c, c.gain.t_interval),
-                f"**{c.outcome}**",
+                f"**{c.said}**",
             ]
         )
     if rows:

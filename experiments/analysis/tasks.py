@@ -25,6 +25,7 @@ ARM_LABELS = {
     "fadam_decoupled_decay": "FAdam, decoupled decay",
     "fadam_corrected_momentum": "FAdam, corrected momentum",
     "fadam_scaled_eps": "FAdam, v3 epsilon",
+    "fadam_global_clip": "FAdam, decoupled decay, global-norm clip",
 }
 # The fair opponent first: FAdam clips inside.
 OPPONENTS = ("adamw_clip", "adamw", "adam")

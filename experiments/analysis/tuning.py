@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,9 @@ class Settled:
 
 def end(choice: Choice) -> str:
     """ "low" or "high" where the best learning rate is the least or the greatest that was tried, else "". An arm that
-    diverged everywhere has no best one."""
+    diverged everywhere may do better below."""
     if choice.lost:
-        return ""
+        return "low"
     rates = sorted(trial.settings[RATE] for trial in choice.trials)
     return {rates[0]: "low", rates[-1]: "high"}.get(choice.best.settings[RATE], "")
 
@@ -51,14 +52,25 @@ def own(run: Planned, records: dict[Path, Record]) -> Record:
 
 
 def current(run: Planned, record: Record, tuned: Path = TUNED) -> bool:
-    """Whether the record of a planned run was made with the hyperparameters that are chosen now."""
-    if run.purpose != "eval" or run.trial != "main":
+    """Whether the record of a planned run was made with the hyperparameters that are chosen now.
+
+    Points of the declared space depend on no choice. What a run varies itself is left out; of batches that is the
+    learning rate, which goes with them.
+    """
+    words = dict(word.split("=", 1) for word in run.overrides)
+    if run.purpose == "tune" and "factor" not in words:
         return True
     try:
-        chosen = study.tuned(run.experiment, run.arm, "optimizer", tuned)
+        chosen = dict(study.tuned(run.experiment, "fadam" if run.purpose == "tune" else run.arm, "optimizer", tuned))
     except ConfigError:  # nothing is chosen yet
         return True
-    return all(record.setting(f"optimizer.{key}") == value for key, value in chosen.items())
+    chosen["lr"] *= float(words.get("factor", 1))
+    if run.purpose == "tune":  # the decay is that of another arm where its kind is
+        del chosen["weight_decay"]
+    elif words.get("vary") in ("lr", "batch"):
+        del chosen["lr"]
+    # Products with a factor are rounded to four digits.
+    return all(math.isclose(record.setting(f"optimizer.{k}"), v, rel_tol=1e-3) for k, v in chosen.items())
 
 
 def settle(runs: Sequence[Planned], records: Sequence[Record], tuned: Path = TUNED) -> Settled:
@@ -68,7 +80,8 @@ def settle(runs: Sequence[Planned], records: Sequence[Record], tuned: Path = TUN
     points for every arm, `configs/tuned/widened` says so, and nothing is chosen until they have run. The decay needs no
     widening of its own: its highest value belongs to the point with the highest learning rate (see
     `experiments.core.study.unit_point`), and below its lowest value it does nothing. An arm that has diverged
-    everywhere widens nothing: its evaluation runs are made with the lowest learning rate, and count as they come out.
+    everywhere widens the low end, as far as it may be; its evaluation runs are then made with the lowest learning rate,
+    and count as they come out.
 
     Raises:
         AnalysisError: a record is missing, or the space was widened too often.
@@ -82,12 +95,11 @@ def settle(runs: Sequence[Planned], records: Sequence[Record], tuned: Path = TUN
         arm: choose_arm([record for run, record in mine.items() if run.arm == arm], lost=True)
         for arm in dict.fromkeys(run.arm for run in runs)
     }
-    ends = {arm: found for arm, choice in choices.items() if (found := end(choice))}
-    reasons = [
-        f"{arm_label(arm)}: the best learning rate, {setting_text(choices[arm].best.settings[RATE])}, is the "
-        f"{'smallest' if found == 'low' else 'largest'} of {len(choices[arm].trials)} tried"
-        for arm, found in ends.items()
-    ]
+    low, _ = widened(first.experiment, first.part, tuned)
+    ends = {
+        arm: found for arm, choice in choices.items() if (found := end(choice)) and not (choice.lost and low >= MOST)
+    }
+    reasons = [f"{arm_label(arm)}: {_reason(choices[arm], found)}" for arm, found in ends.items()]
     if reasons:
         _widen(first, set(ends.values()), reasons, tuned)
         return Settled({}, tuple(reasons))
@@ -98,6 +110,13 @@ def settle(runs: Sequence[Planned], records: Sequence[Record], tuned: Path = TUN
         )
         write_text(tuned / f"{first.experiment}-{choice.arm}.yaml", text)
     return Settled(choices, ())
+
+
+def _reason(choice: Choice, found: str) -> str:
+    trials, rate = len(choice.trials), setting_text(choice.best.settings[RATE])
+    if choice.lost:
+        return f"diverged at all of {trials} learning rates, of which {rate} is the smallest"
+    return f"the best learning rate, {rate}, is the {'smallest' if found == 'low' else 'largest'} of {trials} tried"
 
 
 def _widen(run: Planned, ends: set[str], reasons: Sequence[str], tuned: Path) -> None:

@@ -36,7 +36,7 @@ from experiments.analysis.records import (
     one_line_warnings,
     select,
 )
-from experiments.analysis.stats import BETTER_ARM, LEAST_PAIRS, WORSE_ARM, decide
+from experiments.analysis.stats import BETTER_ARM, LEAST_PAIRS, LEVEL, WORSE_ARM, decide, t_interval
 from experiments.analysis.study import (
     OPPONENT,
     SCALE,
@@ -80,7 +80,10 @@ RULES = (
     "called so, and is no verdict.",
     "- The sign-flip permutation p is at least 1/16 for five pairs and 1/4 for three, however large the "
     "differences, and more after Holm's correction. So it is reported and decides nothing.",
-    "- A diverged run counts as infinitely bad. Where one side alone has any, that decides, without a p value.",
+    "- A diverged run counts as infinitely bad. Where one side alone has any, that decides, without a p value, if so "
+    "on more than half of the pairs and the others do not point the other way.",
+    "- The size that could have been detected is the true difference that the paired t test finds in 80% of cases at "
+    "0.05 divided by the number of comparisons in the family (Holm's first step).",
 )
 
 
@@ -112,6 +115,7 @@ class Verdict:
         records: paths, relative to the root of the records, of all runs behind it, tuning included.
         have, need: how many of the records needed there are.
         parts: of a claim on several tasks, the verdict of each.
+        remark: what the word alone would hide, in a few words.
     """
 
     claim: Claim
@@ -126,6 +130,7 @@ class Verdict:
     have: int = 0
     need: int = 0
     parts: tuple[Verdict, ...] = ()
+    remark: str = ""
 
 
 def load_claims(path: str | Path = CLAIMS, marks: Iterable[str] = ()) -> tuple[Claim, ...]:
@@ -216,6 +221,15 @@ def gain_text(comparison: Comparison) -> str:
     return text
 
 
+def detectable_text(comparison: Comparison) -> str:
+    """The size of a difference that could have been detected, with and without the others having been made."""
+    assert comparison.detectable is not None
+    assert comparison.gain.detectable is not None
+    sizes = [comparison.number(v).lstrip("+") for v in (comparison.detectable, comparison.gain.detectable)]
+    text = f"{sizes[0]} could have been detected (power 80%)"
+    return text if comparison.family == 1 else f"{text[:-1]} after the correction, {sizes[1]} alone)"
+
+
 def _matters(comparison: Comparison) -> str:
     return comparison.number(comparison.matters).lstrip("+")
 
@@ -229,16 +243,16 @@ def judge(claim: Claim, comparison: Comparison) -> tuple[str, str]:
     if alone != comparison.outcome:
         text += f"; {alone} taken alone, not after Holm's correction over all comparisons of its scale"
     if claim.test == "noninferiority" and word != CONTRADICTED and gain.n >= LEAST_PAIRS and gain.mean is not None:
-        intervals = [i for i in (gain.t_interval, gain.bca) if i is not None]
-        above = gain.mean > -matters and all(low > -matters for low, _ in intervals)
+        corrected = t_interval(list(gain.gains.values()), 1 - LEVEL / comparison.family) if gain.finite else None
+        intervals = [i for i in (corrected, gain.t_interval, gain.bca) if i is not None]
+        above = word == SUPPORTED or (gain.finite and all(low > -matters for low, _ in intervals))
         word = SUPPORTED if above else NONE
     if word == NONE:
         small = gain.mean is not None and abs(gain.mean) < matters
         if gain.finite and gain.t_interval is not None and small and not gain.t_interval[0] <= 0 <= gain.t_interval[1]:
             text += f"; below {_matters(comparison)}, the least that would matter"
-        if gain.detectable is not None:
-            text += f"; {comparison.number(gain.detectable).lstrip('+')} could have been detected (power 80%)"
-            text += f", {_matters(comparison)} would matter"
+        if comparison.detectable is not None:
+            text += f"; {detectable_text(comparison)}, {_matters(comparison)} would matter"
     return word, text
 
 
@@ -270,7 +284,7 @@ class Scale(ABC):
 
     def comparison(self, task: str, arm: str, opponent: str, test: str) -> Comparison | None:
         """The comparison of two arms on the main likelihood, or its interaction with the likelihood."""
-        parts = ("interaction",) if test == "interaction" else ("main", "switches", "context")
+        parts = ("interaction",) if test == "interaction" else ("main", "switches", "context", "clipping")
         found = [c for c in self.comparisons if (c.task, c.arm, c.opponent) == (task, arm, opponent)]
         return next((c for c in found if c.part in parts), None)
 
@@ -307,7 +321,9 @@ class StudyScale(Scale):
 
     def records(self, claim: Claim, task: str) -> tuple[tuple[Path, ...], int]:
         arms = {claim.arm, claim.opponent}
-        parts = {"main", "switches"} | {"range": {"eps"}, "interaction": {"continuous"}}.get(claim.test, set())
+        parts = {"main", "switches", "clipping"} | {"range": {"eps"}, "interaction": {"continuous"}}.get(
+            claim.test, set()
+        )
         runs = [r for r in planned(task, folder=self._folder, tuned=self._tuned) if r.arm in arms and r.part in parts]
         if claim.test == "interaction" and not any(r.part == "continuous" for r in runs):
             return (), 0
@@ -378,11 +394,12 @@ def sweep_verdict(claim: Claim, sweeps: Sequence[EpsSweep]) -> tuple[str, str]:
             f"(by chance up to {s.metric.number(s.noise)}{s.metric.unit})"
         )
 
-    word = CONTRADICTED if mine.sensitive else SUPPORTED if other.sensitive else NONE
+    assert mine.range is not None
+    assert other.range is not None
+    word = CONTRADICTED if mine.sensitive else NONE
+    if not mine.sensitive and other.sensitive and mine.range < other.range:
+        word = SUPPORTED
     text = f"over {len(mine.means)} values of eps {words(mine)}, {words(other)}"
-    limit = max(x for s in (mine, other) for x in (s.matters, s.noise or 0.0))
-    if word == NONE:
-        text += f"; {mine.metric.number(limit)}{mine.metric.unit} could have been detected"
     return word, f"{text}; {mine.metric.number(mine.matters)}{mine.metric.unit} would matter"
 
 
@@ -469,25 +486,31 @@ def theory_verdict(claim: Claim, theory: Mapping[str, Any] | None) -> Verdict:
     if theory is None or not cases:
         return Verdict(claim, scale, "", NOT_TESTED, f"no cases with batches of {limits['batch']}", need=1)
 
+    # Two cases that agree to the last digit are one: the gradients of two likelihoods may differ by a factor only.
+    cases = list({(c["moment_empirical"]["correlation"], c["moment_empirical"]["ratio"]): c for c in cases}.values())
     numbers = [case["moment_empirical"] for case in cases]
     exact = theory["rounding"] <= limits["rounding"]
     pattern = all(n["correlation"] >= limits["correlation"] for n in numbers)
     size = all(abs(math.log(n["ratio"])) <= math.log(limits["ratio"]) for n in numbers)
     word = SUPPORTED if exact and pattern and size else CONTRADICTED
     single = [c for c in theory["cases"] if c["batch"] == 1]
+    scaled = [n["ratio"] * limits["batch"] for n in numbers]
     sentence = (
         f"f_t is Adam's corrected second moment up to {theory['rounding']:.0e} relative; against the diagonal "
         f"empirical FIM, at batches of {limits['batch']}, correlation of the logarithms "
-        f"{_extremes(cases, 'correlation')}, median ratio {_extremes(cases, 'ratio')} ({len(cases)} cases)"
+        f"{_extremes(cases, 'correlation')}, median ratio {_extremes(cases, 'ratio')} ({len(cases)} different cases)"
+        f", which is, times the batch, {min(scaled):.2g} to {max(scaled):.2g}"
     )
+    remark = ""
     if pattern != size:
-        sentence += f"; {'pattern' if pattern else 'size'} agrees, {'size' if pattern else 'pattern'} does not"
+        remark = f"{'pattern' if pattern else 'size'} agrees, {'size' if pattern else 'pattern'} does not"
+        sentence += f"; {remark}"
     if single:
         sentence += (
             f"; at batches of 1, {_extremes(single, 'correlation')} and {_extremes(single, 'ratio')}: the square of a "
             "mean over a batch is no mean of squares"
         )
-    return Verdict(claim, scale, "", word, sentence, records=(), have=1, need=1)
+    return Verdict(claim, scale, "", word, sentence, records=(), have=1, need=1, remark=remark)
 
 
 # --- what is written
@@ -518,8 +541,9 @@ def _gain_json(comparison: Comparison) -> dict[str, Any]:
         "p_sign_flip_holm": number(comparison.p_holm),
         "p_t": number(gain.p_t),
         "p_t_holm": number(comparison.p_t_holm),
-        "detectable": number(gain.detectable),
-        "outcome": comparison.outcome,
+        "detectable": number(comparison.detectable),
+        "detectable_alone": number(gain.detectable),
+        "outcome": comparison.said,
     }
 
 
@@ -592,6 +616,8 @@ def _short(verdict: Verdict | None) -> str:
     text = f"**{verdict.word}**" if verdict.word != NOT_TESTED else verdict.word
     if verdict.word == NOT_TESTED:
         return f"{text} ({verdict.have} of {verdict.need} records)" if verdict.need else "–"
+    if verdict.remark:
+        text += f" ({verdict.remark})"
     if len(verdict.parts) > 1:
         if len({p.word for p in verdict.parts}) == 1:
             text += f" (each of {', '.join(p.task for p in verdict.parts)})"
@@ -643,7 +669,7 @@ def page(found: Sequence[Verdict], paper: Paper, root: Path, out: Path) -> str:
             if len(parts) > 1:
                 rows.append([f"`{verdict.scale}`", "all", f"**{verdict.word}**", verdict.sentence, "–"])
             for part in parts:
-                also = "".join(f" Beside: {c.label} {gain_text(c)} ({c.outcome})." for c in part.also)
+                also = "".join(f" Beside: {c.label} {gain_text(c)} ({c.said})." for c in part.also)
                 row = [f"`{part.scale}`", part.task or "–", f"**{part.word}**", f"{part.sentence}.{also}"]
                 rows.append([*row, _links(part, root, out) or "–"])
         lines += markdown_table(["scale", "task", "verdict", "numbers", "records (arm and seed)"], rows)

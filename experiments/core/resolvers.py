@@ -49,6 +49,11 @@ def whole(total: int, parts: int) -> int:
     return total // parts
 
 
+def nearest(total: int, parts: int) -> int:
+    """`total` / `parts`, to the nearest whole number."""
+    return round(total / parts)
+
+
 def batch_lr(experiment: str, arm: str, batch: int, tuned_batch: int) -> float:
     """The tuned learning rate times the square root of the batch's growth, to four digits."""
     return scaled(experiment, arm, "optimizer.lr", math.sqrt(batch / tuned_batch))
@@ -66,4 +71,5 @@ OmegaConf.register_new_resolver("study", declared, replace=True)
 OmegaConf.register_new_resolver("point", point, replace=True)
 OmegaConf.register_new_resolver("scaled", scaled, replace=True)
 OmegaConf.register_new_resolver("whole", whole, replace=True)
+OmegaConf.register_new_resolver("nearest", nearest, replace=True)
 OmegaConf.register_new_resolver("batch_lr", batch_lr, replace=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis.plan import Planned, planned
+from experiments.analysis.plan import TIERS, Planned, planned
 from experiments.analysis.records import Record, parse_record
 from experiments.core.study import protocol
 from tests.analysis.conftest import record
@@ -23,7 +23,7 @@ def seed_part(run: Planned) -> float:
     return 0.001 * (run.seed % 10)
 
 
-def made_up(task: str, value: Value, *, tiers: tuple[str, ...] = ("who", "why", "far")) -> list[Record]:
+def made_up(task: str, value: Value, *, tiers: tuple[str, ...] = TIERS) -> list[Record]:
     """A record of every planned run of a task's study; the best trial of every arm is `tune-p3` or `tune-f1`."""
     plan = protocol(task)
     continuous = plan["tiers"]["why"].get("continuous")
@@ -82,4 +82,4 @@ def _curve(step: int, result: float | None) -> float | None:
 
 def chosen(run: Planned) -> dict[str, float]:
     """The setting of the best trial of the arm."""
-    return {"lr": 0.001 * 1.7 ** (1 if run.part == "switches" else 3), "weight_decay": 0.01}
+    return {"lr": 0.001 * 1.7 ** (1 if run.part in ("switches", "clipping") else 3), "weight_decay": 0.01}

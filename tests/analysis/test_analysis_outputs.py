@@ -39,7 +39,7 @@ def test_table_of_known_numbers(write, six, trials, runs):
         "44.00 ± 2.00 (n=3)",
         "41.00 ± 1.00 (n=3)",
         "-3.00 [-5.48, -0.52] (3 pairs)",
-        "FAdam better",
+        "FAdam better, taken alone",
     ]
     assert "0.91 M-parameter Conformer, 2.7 h, 6,000 utterances of data set `synthetic`, 200 steps, 9.1 hours" in text
     assert "1 thread on one processor, 4.0 min a run; not comparable with LibriSpeech" in text
@@ -107,7 +107,7 @@ def test_a_diverged_run_is_in_the_table(write, six, record, runs):
     assert row(text, "test-clean WER")[4:] == [
         "∞ (1 of 3 diverged; others 40.50 ± 0.71)",
         "+∞ (3 pairs)",
-        "FAdam worse: it diverged on 1 of 3",
+        "no detectable difference: FAdam diverged on 1 of 3",
     ]
     assert "- Diverged: FAdam seed 3." in text
     assert row(text, "steps to")[2] == "not reached by 1 of 3; 150 ± 0 (n=2)"
@@ -154,7 +154,7 @@ def test_variants_have_their_own_sections_and_a_collapse_is_flagged(write, recor
     assert "bits per dimension" not in gaussian
     assert "- **Collapsed codebook**: FAdam seed 2." in gaussian
     assert "Collapsed" not in discrete
-    assert row(gaussian, "validation PSNR")[-1] == "FAdam better"
+    assert row(gaussian, "validation PSNR")[-1] == "FAdam better, taken alone"
     assert row(gaussian, "validation share")[1] == "90.0 ± 0.0 (n=3)"
 
 
@@ -170,7 +170,7 @@ def test_language_table(write, record, runs):
         "1.8200 ± 0.0100 (n=3)",
         "1.9200 ± 0.0100 (n=3)",
         row(text, "validation loss")[3],
-        "FAdam worse",
+        "FAdam worse, taken alone",
     ]
     assert row(text, "test bits per byte")[-1] == "no detectable difference"
     assert "| – | My fellow | citizens adamw_clip | citizens fadam |" in text

@@ -56,10 +56,10 @@ def test_prediction_interval_of_known_numbers():
 @pytest.mark.parametrize(
     ("fadam", "mode", "word"),
     [
-        ((0.40, 0.41, 0.42), "min", "FAdam better"),
-        ((0.44, 0.47, 0.50), "min", "FAdam worse"),
-        ((0.44, 0.47, 0.50), "max", "FAdam better"),
-        ((0.40, 0.41, 0.42), "max", "FAdam worse"),
+        ((0.40, 0.41, 0.42), "min", "FAdam better, taken alone"),
+        ((0.44, 0.47, 0.50), "min", "FAdam worse, taken alone"),
+        ((0.44, 0.47, 0.50), "max", "FAdam better, taken alone"),
+        ((0.40, 0.41, 0.42), "max", "FAdam worse, taken alone"),
         ((0.40, 0.48, 0.44), "min", "no detectable difference"),
         ((0.42, 0.44, 0.46), "min", "no detectable difference"),
     ],
@@ -92,11 +92,14 @@ def test_only_common_seeds_are_paired_and_the_rest_is_counted():
 @pytest.mark.parametrize(("mode", "bad"), [("min", INF), ("max", -INF)])
 def test_divergence_decides(mode, bad):
     good = {1: 1.0, 2: 1.0, 3: 1.0}
-    worse = paired_difference({1: 1.0, 2: bad, 3: 1.0}, good, mode)
-    assert worse.word == "FAdam worse: it diverged on 1 of 3"
+    worse = paired_difference({1: bad, 2: bad, 3: 1.0}, good, mode)
+    assert worse.word == "FAdam worse, taken alone: it diverged on 2 of 3"
     assert (worse.mean, worse.interval) == (bad, None)
+    once = paired_difference({1: 1.0, 2: bad, 3: 1.0}, good, mode)
+    assert once.word == "no detectable difference: FAdam diverged on 1 of 3"
+    assert (once.mean, once.interval) == (bad, None)
     better = paired_difference(good, {1: bad, 2: bad, 3: 1.0}, mode)
-    assert better.word == "FAdam better: the opponent diverged on 2 of 3"
+    assert better.word == "FAdam better, taken alone: the opponent diverged on 2 of 3"
     assert (better.mean, better.interval) == (-bad, None)
     both = paired_difference({**good, 1: bad}, {**good, 2: bad}, mode)
     assert both.word == "no verdict: FAdam diverged on 1, the opponent on 1 of 3"
@@ -138,4 +141,4 @@ def test_codebook_statistics_are_not_judged():
     usage = Metric(("val/codebook_usage",), "usage", "max", judged=False)
     paired = paired_difference({1: 2.0, 2: 2.1, 3: 2.2}, {1: 1.0, 2: 1.0, 3: 1.1}, "max")
     assert usage.verdict(paired) == "differs"
-    assert PSNR.verdict(paired) == "FAdam better"
+    assert PSNR.verdict(paired) == "FAdam better, taken alone"

@@ -25,7 +25,7 @@ def test_table_holds_means_and_paired_difference(runs: Path, write) -> None:
     assert "AdamW + clip: 42.00 ± 2.00 (n=3)" in row
     assert "37.33 ± 2.08 (n=3)" in row
     assert "-4.67 [-6.10, -3.23] (3 pairs)" in row
-    assert "**FAdam better**" in row
+    assert "**FAdam better, taken alone**" in row
     assert "not comparable with LibriSpeech" in "\n".join(lines)
 
 
@@ -42,7 +42,7 @@ def test_only_the_part_between_the_marks_is_written(tmp_path: Path) -> None:
     assert head == f"before\n{BEGIN}\nNo published records yet.\n{END}"
     assert rest.startswith(f"{BEGIN_VERDICTS}\n| claim | the paper says |")
     assert "| C1 |" in rest
-    assert "asr: `who` 0 of 52, `why` 0 of 82; llm: `who` 0 of 52" in rest
+    assert "asr: `who` 0 of 52, `why` 0 of 82, `after` 0 of 12; llm: `who` 0 of 52" in rest
     assert rest.endswith(f"{END}\nafter\n")
 
 

@@ -131,8 +131,10 @@ def test_positive_gain_is_better_whatever_the_direction(mode, sign):
         ((1.0, 1.1, 0.9, 1.0, 1.05), 2.0, NEITHER),  # certain, and too small to matter
         ((1.0, 3.0, -2.0, 1.0, 1.0), 0.1, NEITHER),  # would matter, but is not certain
         ((1.0, 1.1), 0.1, NEITHER),  # two pairs decide nothing
-        ((INF, 0.0, 0.0, 0.0, 0.0), 0.5, BETTER_ARM),
-        ((-INF, 1.0, 1.0, 1.0, 1.0), 0.5, WORSE_ARM),
+        ((INF, INF, INF, 0.0, 0.0), 0.5, BETTER_ARM),
+        ((-INF, -INF, -INF, -INF, -INF), 0.5, WORSE_ARM),
+        ((INF, INF, 0.0, 0.0, 0.0), 0.5, NEITHER),  # diverged on no more than half of the pairs
+        ((-INF, -INF, -INF, 1.0, 1.0), 0.5, NEITHER),  # the others point the other way
         ((INF, -INF, 1.0, 1.0, 1.0), 0.5, NEITHER),
         ((), 0.5, NEITHER),
     ],

@@ -121,6 +121,23 @@ def test_multiruns_are_the_planned_runs(task: str) -> None:
         assert math.prod(sizes) == len(group.runs)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_every_varied_value_can_be_run(task: str, compose_config) -> None:
+    words: dict[tuple[str, ...], Planned] = {}
+    for one in planned(task):
+        if any(word.startswith("vary=") for word in one.overrides):
+            # Of each point one seed of one arm: what varies does not look at the others.
+            point = tuple(word for word in one.overrides if word.split("=")[0] in ("vary", "value", "factor"))
+            words.setdefault(point, one)
+    assert len(words) >= 7
+    for one in words.values():
+        cfg = compose_config(f"experiment={one.experiment}", *one.overrides)
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        if "vary=batch" in one.overrides:
+            assert cfg.trainer.max_steps * cfg.data.batch_size == 4000
+            assert cfg.scheduler.warmup_steps == pytest.approx(cfg.trainer.max_steps / 10, abs=0.5)
+
+
 def test_a_widened_space_has_more_points_for_every_arm(tmp_path: Path) -> None:
     path = widened_path("llm_study", "main", tmp_path)
     path.parent.mkdir()
