@@ -176,7 +176,7 @@ def begin(
             [fims[i] for i in index],
         )
         counts = [steps[i] for i in index]
-        backend = choose(*tensors, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
+        backend = choose(*tensors, counts, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
         amp = amp_tensors(device, counts, options["grad_scale"], found_inf)
         count_up(counts)
         if backend is None:

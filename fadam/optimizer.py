@@ -276,7 +276,8 @@ class FAdam(Optimizer):
         """Load a state dict; `momentum` and `fim` keep the dtypes they were saved with, and are copied.
 
         Raises:
-            ValueError: if a parameter's state is not FAdam's, or the groups do not match.
+            ValueError: if a parameter's state is not FAdam's or of another shape than the parameter, or the groups do
+                not match.
         """
         # Base class and hooks may replace the dict, so that what is loaded is known to the last of the
         # pre-hooks only.
@@ -290,6 +291,11 @@ class FAdam(Optimizer):
                         f"FAdam: the state of parameter {key} has {sorted(entry)}, not {sorted(STATE_KEYS)}; "
                         "it is not a state of FAdam"
                     )
+            for group, saved in zip(self.param_groups, final["param_groups"], strict=False):  # the base class counts
+                names = group.get("param_names", saved["params"])
+                for name, key, param in zip(names, saved["params"], group["params"], strict=False):
+                    if key in final["state"]:
+                        _check_shapes(name, param, final["state"][key])
             loaded.update(final)
 
         def restore(_: Optimizer) -> None:
@@ -299,7 +305,8 @@ class FAdam(Optimizer):
                 if key not in loaded["state"]:
                     continue
                 saved, state = loaded["state"][key], self.state[param]
-                state["step"] = state["step"].clone()
+                step = torch.as_tensor(saved["step"], device=None if torch.is_tensor(saved["step"]) else "cpu")
+                state["step"] = step.detach().to(torch.float32, copy=True).reshape(())
                 for name in ("momentum", "fim"):
                     state[name] = saved[name].to(device=param.device, copy=True)
 
@@ -402,6 +409,24 @@ def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
+def _check_shapes(name: object, param: Tensor, state: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for a state of another shape than its parameter: implementations that pass addresses would write
+            beyond its end.
+    """
+    expected = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
+    for key in ("momentum", "fim"):
+        if tuple(state[key].shape) != expected:
+            raise ValueError(
+                f"FAdam: the state of parameter {name} is another's: its {key} has the shape "
+                f"{tuple(state[key].shape)}, not {expected}, for a parameter of shape {tuple(param.shape)}"
+            )
+    step = state["step"]
+    if isinstance(step, Tensor) and step.numel() != 1:
+        raise ValueError(f"FAdam: the step of parameter {name} has the shape {tuple(step.shape)}; it is one number")
+
+
 def _check_param(param: Tensor) -> None:
     """
     Raises:
@@ -423,7 +448,7 @@ def _check_params(group: Mapping[str, Any]) -> None:
         _check_param(param)
     if group["fused"] and not is_ablation(group):
         for device in {p.device.type for p in group["params"]} - {"meta"}:  # those may get a device yet
-            refused = fused_refusal([], [], [], [], group, device)
+            refused = fused_refusal([], [], [], [], [], group, device)
             if refused is not None:
                 raise RuntimeError(f"FAdam: fused=True is not available: {refused}")
 

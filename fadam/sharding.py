@@ -93,7 +93,7 @@ def prepare(
         tensors = [list(column) for column in zip(*rows, strict=True)]
         counts = [steps[i] for i in index]
         make: Callable[..., Backend] = choose(
-            tensors[0], tensors[1], tensors[2], tensors[3],
+            tensors[0], tensors[1], tensors[2], tensors[3], counts,
             foreach=foreach, fused=fused, differentiable=False, options=options,
         ) or ForeachBackend  # fmt: skip
         amp = amp_tensors(device, counts, grad_scale, found_inf)

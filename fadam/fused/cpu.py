@@ -65,6 +65,7 @@ def refusal(
     grads: Sequence[Tensor],
     momentums: Sequence[Tensor],
     fims: Sequence[Tensor],
+    steps: Sequence[Tensor],
     options: Mapping[str, Any],
 ) -> str | None:
     """Why :class:`CpuBackend` cannot take this step, as a clause, or None if it can.
@@ -72,7 +73,7 @@ def refusal(
     The first call compiles the library, if no earlier process of this user has.
 
     Args:
-        params, grads, momentums, fims: as for `CpuBackend`.
+        params, grads, momentums, fims, steps: as for `CpuBackend`.
         options: what is chosen of ``momentum``, ``decay``, ``correct_momentum``, ``differentiable`` and
             ``stochastic_rounding``.
     """
@@ -89,6 +90,12 @@ def refusal(
             return f"it knows no {dtype}"
     if any(layout != torch.strided for layout in set(map(attrgetter("layout"), chain(*tensors)))):
         return "not all tensors are strided"
+    # What goes there are addresses alone.
+    sizes = list(map(Tensor.numel, params))
+    if any(list(map(Tensor.numel, list_)) != sizes for list_ in tensors[1:]):
+        return "a gradient or state is not of its parameter's size"
+    if not all(map(attrgetter("is_cpu"), steps)) or set(map(attrgetter("dtype"), steps)) - {torch.float32}:
+        return "not all steps are float32 on the CPU"
     try:
         _library()
     except BuildError as error:

@@ -16,7 +16,8 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -48,12 +49,13 @@ def refusal(
     grads: Sequence[Tensor],
     momentums: Sequence[Tensor],
     fims: Sequence[Tensor],
+    steps: Sequence[Tensor],
     options: Mapping[str, Any],
 ) -> str | None:
     """Why :class:`CudaBackend` cannot take this step, as a clause, or None if it can.
 
     Args:
-        params, grads, momentums, fims: as for `CudaBackend`; without any, whether there is a device at all.
+        params, grads, momentums, fims, steps: as for `CudaBackend`; without any, whether there is a device at all.
         options: what is chosen of ``momentum``, ``decay``, ``correct_momentum`` and ``differentiable``.
     """
     for name, only in (("momentum", "natural"), ("decay", "natural"), ("correct_momentum", False)):
@@ -73,10 +75,16 @@ def refusal(
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
             return f"it needs a device of compute capability 8.0 or later, not {major}.{minor}"
-    for tensors in (params, grads, momentums, fims):
-        for x in tensors:
-            if x.dtype not in _TYPES:
-                return f"on CUDA devices it has no {x.dtype} tensors"
+    tensors = (params, grads, momentums, fims)
+    for dtype in set(map(attrgetter("dtype"), chain(*tensors))):
+        if dtype not in _TYPES:
+            return f"on CUDA devices it has no {dtype} tensors"
+    # What goes there are addresses alone.
+    sizes = [x.numel() for x in params]
+    if any([x.numel() for x in list_] != sizes for list_ in tensors[1:]):
+        return "a gradient or state is not of its parameter's size"
+    if set(map(attrgetter("dtype"), steps)) - {torch.float32}:
+        return "not all steps are float32"
     device = params[0].device if params else torch.device("cuda", torch.cuda.current_device())
     return None if _is_capturing(device) else _trial(device)
 

@@ -30,7 +30,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return noting
 
     module = types.ModuleType("tests.fadam.made_up")
-    module.refusal = lambda params, grads, momentums, fims, options: None  # type: ignore[attr-defined]
+    module.refusal = lambda params, grads, momentums, fims, steps, options: None  # type: ignore[attr-defined]
     module.Compiled = noted("compiled", backend.ForeachBackend)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(backend._FUSED, "cpu", (module.__name__, "Compiled"))
@@ -86,8 +86,8 @@ def test_what_the_fused_implementation_is_asked(stepped: list[str], monkeypatch:
     asked: list[tuple[int, Mapping[str, Any]]] = []
 
     def refusal(*lists: Any) -> None:
-        assert len({len(tensors) for tensors in lists[:4]}) == 1
-        asked.append((len(lists[0]), dict(lists[4])))
+        assert len({len(tensors) for tensors in lists[:5]}) == 1
+        asked.append((len(lists[0]), dict(lists[5])))
 
     monkeypatch.setattr(sys.modules["tests.fadam.made_up"], "refusal", refusal)
     step(torch.ones(3), torch.ones(0), torch.ones(2, dtype=torch.complex64), fused=True, eps_mode="scaled", rho=0.7)

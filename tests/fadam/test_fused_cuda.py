@@ -524,35 +524,39 @@ def test_a_capture_copies_nothing_from_the_host(plans: Any, monkeypatch: pytest.
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     published = {"momentum": "natural", "decay": "natural", "correct_momentum": False, "differentiable": False}
     for name, value in (("momentum", "gradient"), ("decay", "decoupled"), ("correct_momentum", True)):
-        assert f"has {name}=" in str(refusal([], [], [], [], {**published, name: value}))
-    assert refusal([], [], [], [], {**published, "differentiable": True}) == "it has no autograd"
+        assert f"has {name}=" in str(refusal([], [], [], [], [], {**published, name: value}))
+    assert refusal([], [], [], [], [], {**published, "differentiable": True}) == "it has no autograd"
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert refusal([], [], [], [], published) == "there is no CUDA device"
+    assert refusal([], [], [], [], [], published) == "there is no CUDA device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "8.0 or later, not 7.5" in str(refusal([], [], [], [], published))
+    assert "8.0 or later, not 7.5" in str(refusal([], [], [], [], [], published))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(cuda, "_trial", lambda device: None)
-    assert refusal([], [], [], [], published) is None
+    assert refusal([], [], [], [], [], published) is None
     x = [torch.ones(2)]
-    assert refusal(x, x, x, x, published) == "there are cpu tensors among CUDA ones"
+    assert refusal(x, x, x, x, x, published) == "there are cpu tensors among CUDA ones"
     with interpreted():  # which is for tests alone
-        assert refusal(x, x, x, x, published) is not None
+        assert refusal(x, x, x, x, x, published) is not None
     monkeypatch.setattr(cuda, "_trial", lambda device: f"a trial on {device} failed")
-    assert refusal([], [], [], [], published) == "a trial on cuda:0 failed"
+    assert refusal([], [], [], [], [], published) == "a trial on cuda:0 failed"
     monkeypatch.setattr(cuda, "_trial", lambda device: None)
 
-    def on_cuda(dtype: torch.dtype) -> list[Any]:
-        return [SimpleNamespace(device=torch.device("cuda"), dtype=dtype)]
+    def on_cuda(dtype: torch.dtype, size: int = 2) -> list[Any]:
+        return [SimpleNamespace(device=torch.device("cuda"), dtype=dtype, numel=lambda: size)]
 
-    single, double = on_cuda(torch.float32), on_cuda(torch.float64)
-    assert refusal(single, single, single, on_cuda(torch.bfloat16), published) is None
-    assert "no torch.float64 tensors" in str(refusal(single, single, double, single, published))
+    single, double, large = on_cuda(torch.float32), on_cuda(torch.float64), on_cuda(torch.float32, 3)
+    for place in range(4):
+        lists = [large if k == place else single for k in range(4)]
+        assert refusal(*lists, single, published) == "a gradient or state is not of its parameter's size"
+    assert refusal(single, single, single, single, double, published) == "not all steps are float32"
+    assert refusal(single, single, single, on_cuda(torch.bfloat16), single, published) is None
+    assert "no torch.float64 tensors" in str(refusal(single, single, double, single, single, published))
     monkeypatch.setattr(triton, "__version__", "3.2.0")
-    assert refusal([], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
+    assert refusal([], [], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
 
 
 def test_a_trial_comes_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,3 +182,55 @@ def test_checkpoint_file_holds_plain_things_only(tmp_path: Path) -> None:
         other.load_state_dict(loaded)
         assert other.param_groups[0]["fim_dtype"] == torch.float64
         assert opt.param_groups[0]["fim_dtype"] == torch.float64
+
+
+@pytest.mark.parametrize("name", ["momentum", "fim"])
+def test_a_state_of_another_shape_is_refused(name: str) -> None:
+    """And leaves the optimizer as it was."""
+    small, large = leaves([torch.ones(10)]), leaves([torch.ones(4, 3), torch.ones(4000)])
+    opt = FAdam(small)
+    run(opt, small, lambda t: [torch.ones(10)], 1)
+    entry = opt.state_dict()["state"][0]
+    fitting = {"step": torch.ones(()), "momentum": torch.zeros(4000), "fim": torch.ones(4000)}
+    for params in (large, [("weight", large[0]), ("bias", large[1])]):
+        other = FAdam(params)
+        saved = other.state_dict()
+        saved["state"] = {1: {**fitting, name: entry[name]}}
+        words = rf"parameter {'bias' if params is not large else 1} .* {name} has the shape \(10,\), not \(4000,\)"
+        with pytest.raises(ValueError, match=words):
+            other.load_state_dict(saved)
+        assert not other.state
+    with pytest.raises(ValueError, match=r"\(3,\), not \(3, 2\), for a parameter of shape \(3,\)"):
+        FAdam(leaves([torch.ones(3, dtype=torch.complex64)])).load_state_dict(
+            {**FAdam(small).state_dict(), "state": {0: {"step": 1, "momentum": torch.ones(3), "fim": torch.ones(3)}}}
+        )
+
+
+@pytest.mark.parametrize("step", [5, torch.tensor(5), torch.tensor([5.0], dtype=torch.float64), torch.tensor(5.0)])
+def test_a_step_count_is_loaded_as_one_float32(step: Any) -> None:
+    params = leaves([torch.ones(3)])
+    opt = FAdam(params)
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    saved = opt.state_dict()
+    saved["state"][0]["step"] = step
+    opt.load_state_dict(saved)
+    loaded = opt.state[params[0]]["step"]
+    assert (loaded.item(), loaded.dtype, loaded.shape) == (5.0, torch.float32, ())
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    assert opt.state[params[0]]["step"].item() == 6
+    saved["state"][0]["step"] = torch.ones(2)
+    with pytest.raises(ValueError, match=r"the step of parameter 0 has the shape \(2,\)"):
+        opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("name", ["momentum", "fim"])
+def test_a_step_writes_nothing_beyond_a_state_that_is_too_small(name: str, fused: bool | None) -> None:
+    (p,) = params = leaves([torch.ones(100)])
+    opt = FAdam(params, fused=fused)
+    room = torch.full((100,), 7.0)
+    state = {"step": torch.ones(()), "momentum": torch.zeros(100), "fim": torch.ones(100)}
+    opt.state[p] = {**state, name: room[:10]}
+    with pytest.raises(RuntimeError, match="its parameter's size" if fused else "size"):
+        run(opt, params, lambda t: [torch.ones(100)], 1)
+    assert (room[10:] == 7).all()
