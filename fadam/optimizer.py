@@ -300,13 +300,13 @@ class FAdam(Optimizer):
 
         def restore(_: Optimizer) -> None:
             keys = [key for group in loaded["param_groups"] for key in group["params"]]
-            params = [p for group in self.param_groups for p in group["params"]]
-            for key, param in zip(keys, params, strict=True):
+            params = [(p, group) for group in self.param_groups for p in group["params"]]
+            for key, (param, group) in zip(keys, params, strict=True):
                 if key not in loaded["state"]:
                     continue
                 saved, state = loaded["state"][key], self.state[param]
-                step = torch.as_tensor(saved["step"], device=None if torch.is_tensor(saved["step"]) else "cpu")
-                state["step"] = step.detach().to(torch.float32, copy=True).reshape(())
+                step = saved["step"] if isinstance(saved["step"], Tensor) else torch.tensor(saved["step"], device="cpu")
+                state["step"] = step.to(_step_device(param, group), torch.float32, copy=True).reshape(())
                 for name in ("momentum", "fim"):
                     state[name] = saved[name].to(device=param.device, copy=True)
 
@@ -396,10 +396,8 @@ class FAdam(Optimizer):
 def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     """t = 0, m_0 = 0 and f_0 = 1 for one parameter, in the group's dtypes."""
     real = torch.view_as_real(param) if param.is_complex() else param
-    # On the host, a step count costs no kernel; but a scaler's found_inf, which may take a step back, is on the device.
-    device = param.device if group["capturable"] or group["fused"] else "cpu"
     return {
-        "step": torch.zeros((), dtype=torch.float32, device=device),
+        "step": torch.zeros((), dtype=torch.float32, device=_step_device(param, group)),
         "momentum": torch.zeros_like(
             real, dtype=group["momentum_dtype"], memory_format=torch.preserve_format, requires_grad=False
         ),
@@ -407,6 +405,11 @@ def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
             real, dtype=group["fim_dtype"], memory_format=torch.preserve_format, requires_grad=False
         ),
     }
+
+
+def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:
+    # On the host, a step count costs no kernel; but a scaler's found_inf, which may take a step back, is on the device.
+    return param.device if group["capturable"] or group["fused"] else torch.device("cpu")
 
 
 def _check_shapes(name: object, param: Tensor, state: Mapping[str, Any]) -> None:

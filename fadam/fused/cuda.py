@@ -76,6 +76,11 @@ def refusal(
         if major < 8:
             return f"it needs a device of compute capability 8.0 or later, not {major}.{minor}"
     tensors = (params, grads, momentums, fims)
+    if len(set(map(attrgetter("device"), chain(*tensors)))) > 1:
+        return "not all gradients and states are on the device of the parameters"
+    places = set(map(attrgetter("device"), steps))
+    if len(places) > 1 or not places <= {torch.device("cpu"), *(p.device for p in params[:1])}:
+        return "not all steps are on the host or all on the device of the parameters"
     for dtype in set(map(attrgetter("dtype"), chain(*tensors))):
         if dtype not in _TYPES:
             return f"on CUDA devices it has no {dtype} tensors"

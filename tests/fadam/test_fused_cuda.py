@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import subprocess
@@ -545,15 +546,23 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal([], [], [], [], [], published) == "a trial on cuda:0 failed"
     monkeypatch.setattr(cuda, "_trial", lambda device: None)
 
-    def on_cuda(dtype: torch.dtype, size: int = 2) -> list[Any]:
-        return [SimpleNamespace(device=torch.device("cuda"), dtype=dtype, numel=lambda: size)]
+    def on(device: str, dtype: torch.dtype = torch.float32, size: int = 2) -> list[Any]:
+        return [SimpleNamespace(device=torch.device(device), dtype=dtype, numel=lambda: size)]
 
-    single, double, large = on_cuda(torch.float32), on_cuda(torch.float64), on_cuda(torch.float32, 3)
+    single, double, large = on("cuda:0"), on("cuda:0", torch.float64), on("cuda:0", size=3)
+    for place, elsewhere in itertools.product(range(1, 4), (on("cpu"), on("cuda:1"), on("meta"))):
+        lists = [elsewhere if k == place else single for k in range(4)]
+        assert refusal(*lists, single, published) == "not all gradients and states are on the device of the parameters"
+    for steps in (on("cuda:1"), on("meta"), on("cpu") + on("cuda:0")):
+        lists = [single * len(steps)] * 4
+        reason = "not all steps are on the host or all on the device of the parameters"
+        assert refusal(*lists, steps, published) == reason
+    assert refusal(single, single, single, single, on("cpu"), published) is None
     for place in range(4):
         lists = [large if k == place else single for k in range(4)]
         assert refusal(*lists, single, published) == "a gradient or state is not of its parameter's size"
     assert refusal(single, single, single, single, double, published) == "not all steps are float32"
-    assert refusal(single, single, single, on_cuda(torch.bfloat16), single, published) is None
+    assert refusal(single, single, single, on("cuda:0", torch.bfloat16), single, published) is None
     assert "no torch.float64 tensors" in str(refusal(single, single, double, single, single, published))
     monkeypatch.setattr(triton, "__version__", "3.2.0")
     assert refusal([], [], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"

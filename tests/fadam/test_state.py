@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fadam import FAdam
-from fadam.optimizer import _DEFAULTS
+from fadam.optimizer import _DEFAULTS, initial_state
 from tests.fadam.cases import PATHS, leaves, run, tensors
 
 DTYPES = [
@@ -234,3 +234,21 @@ def test_a_step_writes_nothing_beyond_a_state_that_is_too_small(name: str, fused
     with pytest.raises(RuntimeError, match="its parameter's size" if fused else "size"):
         run(opt, params, lambda t: [torch.ones(100)], 1)
     assert (room[10:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "there"), [({}, "cpu"), ({"capturable": True}, "meta"), ({"fused": True}, "meta"), ({"lr": 1.0}, "cpu")]
+)
+def test_a_step_count_is_loaded_to_where_a_new_one_would_be(options: dict[str, Any], there: str) -> None:
+    """Wherever it was saved; the meta device stands in for another one than the host."""
+    p = torch.empty(3, device="meta", requires_grad=True)
+    opt = FAdam([p], **options)
+    entry = {"step": torch.tensor(4.0), "momentum": torch.zeros(3), "fim": torch.ones(3)}
+    opt.load_state_dict({**opt.state_dict(), "state": {0: entry}})
+    assert opt.state[p]["step"].device.type == initial_state(p, opt.param_groups[0])["step"].device.type == there
+    assert opt.state[p]["fim"].device.type == "meta"
+    q = torch.ones(3, requires_grad=True)
+    other = FAdam([q], **options)
+    with torch.device("meta"):
+        other.load_state_dict({**other.state_dict(), "state": {0: {**entry, "step": 4}}})
+    assert (other.state[q]["step"].item(), other.state[q]["step"].device.type) == (4.0, "cpu")
