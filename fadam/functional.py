@@ -214,7 +214,8 @@ def amp_tensors(
 def count_up(steps: list[Tensor]) -> None:
     """t, in place."""
     if steps[0].is_cpu and not torch.compiler.is_compiling():
-        torch._foreach_add_(steps, torch.ones(()), alpha=1.0)  # else the number is made a tensor for each of them
+        # Else the number is made a tensor for each of them.
+        torch._foreach_add_(steps, torch.ones((), dtype=torch.float32, device="cpu"), alpha=1.0)
     else:
         torch._foreach_add_(steps, 1)
 

@@ -173,7 +173,7 @@ class CpuBackend:
             array("q", offsets) if offsets is not None else None,
         ]
         self._tensors = (*lists, steps)  # keeps the addresses valid
-        self._sums = torch.zeros(3, count, dtype=torch.float64)
+        self._sums = torch.zeros(3, count, dtype=torch.float64, device="cpu")
         self._call = _Call(
             count,
             *(a.buffer_info()[0] if a is not None else None for a in self._arrays),
@@ -242,7 +242,7 @@ class CpuBackend:
             strides = torch.empty_like(four[0], device="meta", memory_format=torch.preserve_format).stride()
             for tensors, x in zip(lists, four, strict=True):
                 if x.stride() != strides or x.is_neg():
-                    tensors[i] = torch.empty_strided(x.shape, strides, dtype=x.dtype).copy_(x)
+                    tensors[i] = torch.empty_strided(x.shape, strides, dtype=x.dtype, device="cpu").copy_(x)
                     if tensors is not lists[1]:
                         self._copies.append((x, tensors[i]))
         return lists

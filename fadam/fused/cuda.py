@@ -105,8 +105,9 @@ def _trial(device: torch.device) -> str | None:
     options |= {"rho": 0.5, "weight_decay": 0.1, "eps_mode": "adaptive", "maximize": False, "capturable": False}
     options |= {"momentum": "natural", "decay": "natural", "correct_momentum": False}
     backends: tuple[Callable[..., Any], ...] = CudaBackend, ForeachBackend
-    generator = torch.Generator().manual_seed(0)
-    rooms = [torch.randn(size, generator=generator) for size in (8, 2100, 900)]
+    generator = torch.Generator("cpu").manual_seed(0)
+    host: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    rooms = [torch.randn(size, generator=generator, **host) for size in (8, 2100, 900)]
     found: list[list[Tensor]] = []
     try:
         for backend in backends:
@@ -115,7 +116,7 @@ def _trial(device: torch.device) -> str | None:
             momentums, fims = [torch.zeros_like(x) for x in params], [torch.ones_like(x) for x in params]
             for t, scale in enumerate((1e-9, 1.0), 1):
                 grads = [scale * x.flip(0) if x.dim() else x + 1 for x in params]
-                steps = [torch.tensor(float(t)) for _ in params]
+                steps = [torch.tensor(float(t), **host) for _ in params]
                 backend(params, grads, momentums, fims, steps, **options).run()
             found.append([torch.cat([x.reshape(-1) for x in xs]) for xs in (params, momentums, fims)])
         if all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(*found, strict=True)):
@@ -441,8 +442,9 @@ class _Plan:
         rows: list[Sequence[int]] = [*zip(*columns, strict=True)]
         rows[kernels.FIRST.value : kernels.FIRST.value] = [firsts, counts]
         self.table = _to_device(rows, torch.int64, device)
-        tensor = torch.repeat_interleave(torch.arange(self.n), torch.tensor(counts))
-        number = torch.arange(self.n_chunks) - torch.tensor(firsts)[tensor]
+        host: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
+        tensor = torch.repeat_interleave(torch.arange(self.n, **host), torch.tensor(counts, **host))
+        number = torch.arange(self.n_chunks, **host) - torch.tensor(firsts, **host)[tensor]
         self.chunks = _to_device(torch.stack([tensor, number], 1), torch.int32, device)
         self._known: dict[str, tuple[list[int], Tensor]] = {}
         self._captured: list[Tensor] = []
@@ -550,5 +552,5 @@ def _to_device(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         host: Tensor = values.to(dtype)
         host = host.pin_memory() if pin else host
     else:
-        host = torch.tensor(values, dtype=dtype, pin_memory=pin)
+        host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=pin)
     return host.to(device, non_blocking=True)
