@@ -5,8 +5,8 @@ depend on how many tensors there are or how large: five for the published algori
 eps_t < eps somewhere; see `CudaBackend.run`. The host never waits for the device.
 
 The kernels find the tensors through tables in device memory. What does not change from step to step (a `_Plan`) is
-kept in a cache, keyed by addresses, sizes and dtypes, and holds no tensor of the caller's. Addresses of gradients,
-which often do change, are sent in one asynchronous copy when they have.
+kept, keyed by addresses, sizes and dtypes, as long as the first tensor's momentum lives, and holds no tensor of the
+caller's. Addresses of gradients, which often do change, are sent in one asynchronous copy when they have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import contextlib
 import functools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fadam.foreach import ForeachBackend
 from fadam.fused import cuda_kernels as kernels
@@ -40,8 +41,8 @@ _PROGRAMS = 16384
 _CHUNKS = (2048, 32768)
 # Addresses that one launch writes while a graph is captured.
 _ADDRESSES = 32
-# Tables of so many parameter groups are kept.
-_KEPT = 64
+# Plans that are kept of each list that begins with one tensor: what else has a gradient may change from step to step.
+_KEPT = 8
 
 
 def refusal(
@@ -368,6 +369,7 @@ class CudaBackend:
         capturable: bool,
     ) -> _Part:
         params, grads, momentums, fims, steps = tensors
+        owner = momentums[0]
         for k, (p, g, m, f) in enumerate(zip(params, grads, momentums, fims, strict=True)):
             if p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and f.is_contiguous():
                 continue
@@ -379,7 +381,7 @@ class CudaBackend:
                 if list_ is not grads and list_[k] is not x:
                     self._copies.append((x, list_[k]))
 
-        plan = _plan(params, grads[0].dtype, momentums, fims, numels, offsets, index, capturable, self._launch)
+        plan = _plan(owner, params, grads[0].dtype, momentums, fims, numels, offsets, index, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
         partials = torch.empty(3 * plan.n_chunks + 1, dtype=torch.float64, device=self._device)
         part = _Part(plan, gradients, partials, tensors)
@@ -467,11 +469,13 @@ class _Plan:
         return table
 
 
-_plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
+# By the tensor that they go with, and then by what they are for, the last used one last.
+_plans: MutableMapping[Tensor, OrderedDict[tuple[Any, ...], _Plan]] = WeakTensorKeyDictionary()
 _captured_plans: list[_Plan] = []  # for good: nothing tells when a graph is gone
 
 
 def _plan(
+    owner: Tensor,
     params: Sequence[Tensor],
     gradient_dtype: torch.dtype,
     momentums: Sequence[Tensor],
@@ -482,7 +486,7 @@ def _plan(
     capturable: bool,
     launch: Callable[..., None],
 ) -> _Plan:
-    """The plan for these tensors, from the cache if it is there."""
+    """The plan for these tensors, from those kept with `owner` if it is there."""
     device = params[0].device
     dtypes = gradient_dtype, fims[0].dtype, momentums[0].dtype, params[0].dtype
     columns = tuple(
@@ -490,7 +494,8 @@ def _plan(
         for p, m, f, numel, slot, offset in zip(params, momentums, fims, numels, index, offsets, strict=True)
     )
     key = device, dtypes, columns
-    plan = _plans.get(key)
+    kept = _plans.setdefault(owner, OrderedDict())
+    plan = kept.get(key)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     if _is_capturing(device):
         if plan is None:
@@ -503,14 +508,14 @@ def _plan(
         types = dict(zip("GFMP", (_TYPES[dtype] for dtype in dtypes), strict=True))
         limits = {"m_largest": torch.finfo(dtypes[2]).max, "f_largest": torch.finfo(dtypes[1]).max}
         block = _BLOCK * 4 // min(dtype.itemsize for dtype in dtypes)
-        plan = _plans[key] = _Plan(types, limits, block, columns, device, stream)
+        plan = kept[key] = _Plan(types, limits, block, columns, device, stream)
         if capturable:
             write_addresses(
                 torch.empty_like(plan.table[0]), [plan.table.data_ptr()], launch
             )  # compiles it for a capture
-    _plans.move_to_end(key)
-    while len(_plans) > _KEPT:
-        _plans.popitem(last=False)
+    kept.move_to_end(key)
+    if len(kept) > _KEPT:
+        kept.popitem(last=False)
     return plan
 
 

@@ -489,16 +489,34 @@ def test_tables_are_made_once_and_follow_the_gradients(plans: Any, monkeypatch: 
         oracle.step(grads)
         assert len(sent) == copied
     close(group, oracle)
-    assert len(plans) == 1
+    assert [len(kept) for kept in plans.values()] == [1]
 
 
-def test_the_cache_of_tables_is_bounded(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_kept_for_any_number_of_groups_as_long_as_these_live(
+    plans: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    plan = cuda._Plan
+    monkeypatch.setattr(cuda, "_Plan", lambda *args: made.append(args) or plan(*args))
+    monkeypatch.setattr(CudaBackend, "_launch", lambda *_, **__: None)
+    groups = [Group(normal((3,))) for _ in range(100)]
+    for _ in range(3):
+        for group in groups:
+            group.backend(normal((3,))).run()
+    assert len(made) == len(plans) == 100
+    del group, groups[10:]
+    assert len(plans) == 10
+
+
+def test_tables_of_addresses_that_change_are_bounded(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_KEPT", 2)
     monkeypatch.setattr(CudaBackend, "_launch", lambda *_, **__: None)
-    groups = [Group(normal((3,))) for _ in range(4)]
-    for group in groups:
+    group, before = Group(normal((3,))), []
+    for _ in range(4):
+        before.append(group.params)
+        group.params = normal((3,))
         group.backend(normal((3,))).run()
-    assert len(plans) == 2
+    assert [len(kept) for kept in plans.values()] == [2]
 
 
 def test_a_capture_copies_nothing_from_the_host(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,7 +527,7 @@ def test_a_capture_copies_nothing_from_the_host(plans: Any, monkeypatch: pytest.
     grads = normal(*shapes, seed=0)
     group.step(grads)
     oracle.step(grads)
-    (plan,) = plans.values()
+    ((plan,),) = (kept.values() for kept in plans.values())
     monkeypatch.setattr(cuda, "_is_capturing", lambda device: True)
     monkeypatch.setattr(cuda, "_to_device", lambda *_: pytest.fail("a copy from the host"))
     for t in (1, 2):
