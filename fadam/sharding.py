@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fadam.backend import Backend, choose
 from fadam.foreach import ForeachBackend
@@ -40,6 +41,9 @@ class Share(NamedTuple):
     tensors: list[list[Tensor]]  # params, grads, momentums, fims: the local shards
     steps: list[Tensor]
     found_inf: Tensor | None
+
+
+_stand_ins: MutableMapping[Tensor, list[Tensor]] = WeakTensorKeyDictionary()
 
 
 @torch.no_grad()
@@ -83,8 +87,7 @@ def prepare(
             assert coordinate is not None
             row = [_local(x) for x in (p, _placed(grads[i], p), _checked(momentums[i], p), _checked(fims[i], p))]
             if row[0].numel() == 0:
-                # So that every process has the same list, one element that counts for nothing is stepped instead.
-                row = [x.new_ones(1) for x in row]
+                row = _stand_in(momentums[i], row)
                 counted.append(False)
             else:
                 replicated = [placement.is_replicate() for placement in p.placements]
@@ -215,6 +218,17 @@ def _new_group(ranks: tuple[int, ...], world: dist.ProcessGroup) -> dist.Process
     group = dist.new_group(list(ranks), use_local_synchronization=True)
     assert isinstance(group, dist.ProcessGroup)  # for a member
     return group
+
+
+def _stand_in(state: Tensor, row: list[Tensor]) -> list[Tensor]:
+    """One element that counts for nothing, stepped instead of an empty shard so that every process has the same list.
+
+    It is kept as long as the state, because a captured graph goes on writing to it.
+    """
+    kept = _stand_ins.get(state)
+    if kept is None or [(x.dtype, x.device) for x in kept] != [(x.dtype, x.device) for x in row]:
+        kept = _stand_ins[state] = [x.new_ones(1) for x in row]
+    return kept
 
 
 def _local(x: Tensor) -> Tensor:

@@ -57,7 +57,8 @@ def refusal(
 
     Args:
         params, grads, momentums, fims, steps: as for `CudaBackend`; without any, whether there is a device at all.
-        options: what is chosen of ``momentum``, ``decay``, ``correct_momentum`` and ``differentiable``.
+        options: what is chosen of ``momentum``, ``decay``, ``correct_momentum``, ``differentiable`` and
+            ``capturable``.
     """
     for name, only in (("momentum", "natural"), ("decay", "natural"), ("correct_momentum", False)):
         if options.get(name, only) != only:
@@ -91,6 +92,10 @@ def refusal(
         return "a gradient or state is not of its parameter's size"
     if set(map(attrgetter("dtype"), steps)) - {torch.float32}:
         return "not all steps are float32"
+    if options.get("capturable"):  # copies would have new addresses in every step
+        for three in zip(params, momentums, fims, strict=True):
+            if not all(x.is_contiguous() for x in three) and not _one_layout(three):
+                return "with capturable=True it needs dense parameters, and states that lie in memory as they do"
     device = params[0].device if params else torch.device("cuda", torch.cuda.current_device())
     return None if _is_capturing(device) else _trial(device)
 
@@ -137,8 +142,9 @@ class CudaBackend:
     for granted, and 28 for the update), 52 for a tensor where eps_t < eps; 44 in three phases.
 
     Args:
-        params, grads, momentums, fims: N tensors each, float32, bfloat16 or float16 in any mixture. Those that are
-            not dense, or whose strides differ, are copied, and copied back.
+        params, grads, momentums, fims: N tensors each, float32, bfloat16 or float16 in any mixture. Gradients whose
+            strides are not the parameter's are copied; parameters that are not dense, and states whose strides differ
+            from theirs, are copied and copied back, which a captured graph cannot have.
         steps: t, counted up already, 0-d float32 tensors; all on the host, or all on the device.
         lr: on the host or the device.
         numels: elements of the logical tensors, where those given are shards.
@@ -373,13 +379,16 @@ class CudaBackend:
         for k, (p, g, m, f) in enumerate(zip(params, grads, momentums, fims, strict=True)):
             if p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and f.is_contiguous():
                 continue
-            four = p, g, m, f
-            if _one_layout(four):
-                continue
-            for list_, x in zip((params, grads, momentums, fims), four, strict=True):
-                list_[k] = x.contiguous()
-                if list_ is not grads and list_[k] is not x:
-                    self._copies.append((x, list_[k]))
+            # The strides of the parameter, without its gaps. A plan holds no address of a gradient, so that a copy of
+            # one changes from step to step at no cost.
+            strides = torch.empty_like(p, device="meta", memory_format=torch.preserve_format).stride()
+            if g.stride() != strides:
+                grads[k] = _with_strides(g, strides)
+            if not _one_layout((p, m, f)):
+                for list_, x in ((params, p), (momentums, m), (fims, f)):
+                    if x.stride() != strides:
+                        list_[k] = _with_strides(x, strides)
+                        self._copies.append((x, list_[k]))
 
         plan = _plan(owner, params, grads[0].dtype, momentums, fims, numels, offsets, index, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
@@ -535,6 +544,10 @@ def write_addresses(table: Tensor, addresses: list[int], launch: Callable[..., N
 
 def _is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _with_strides(x: Tensor, strides: Sequence[int]) -> Tensor:
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def _one_layout(tensors: Sequence[Tensor]) -> bool:

@@ -176,3 +176,18 @@ def test_inference_tensors_are_stepped() -> None:
         p.grad = torch.ones(3)
         FAdam([p], lr=0.1).step()
         assert (p < 1).all()
+
+
+def test_what_stands_in_for_an_empty_shard_stays_where_it_is() -> None:
+    """As long as the state does: a captured graph has its address."""
+    from fadam import sharding
+
+    state, row = torch.zeros(0, 3), [torch.zeros(0, 3) for _ in range(4)]
+    kept = sharding._stand_in(state, row)
+    assert all(x.tolist() == [1.0] for x in kept)
+    assert all(x is y for x, y in zip(sharding._stand_in(state, row), kept, strict=True))
+    assert sharding._stand_in(torch.zeros(0, 3), row)[0] is not kept[0]
+    assert sharding._stand_in(state, [row[0].double(), *row[1:]])[0].dtype == torch.float64
+    count = len(sharding._stand_ins)
+    del state
+    assert len(sharding._stand_ins) == count - 1

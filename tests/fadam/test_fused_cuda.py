@@ -540,7 +540,55 @@ def test_a_capture_copies_nothing_from_the_host(plans: Any, monkeypatch: pytest.
         Group(values, capturable=True).step(grads)
 
 
-def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_with_a_gradient_laid_out_otherwise(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copy lies elsewhere in every step, the tables do not."""
+    values = [normal((2, 3, 4, 5))[0].to(memory_format=torch.channels_last), normal((6, 4))[0].t()]
+    group, oracle = Group(values, capturable=True), Oracle(values)
+    kept = []  # so that no copy takes the place of another
+    for t in range(3):
+        grads = normal((2, 3, 4, 5), (4, 6), seed=t)
+        with interpreted():
+            backend = group.backend(grads)
+            backend.run()
+        oracle.step(grads)
+        kept.append(backend)
+        monkeypatch.setattr(cuda, "_is_capturing", lambda device: True)
+    close(group, oracle)
+    assert [len(plans) for plans in plans.values()] == [1]
+
+
+@pytest.fixture
+def accepting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA device that there is not, on which a trial has come out well."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cuda, "_trial", lambda device: None)
+
+
+def on(device: str, x: Tensor) -> list[Any]:
+    """What a refusal looks at, of a tensor like `x` on a device that there is not."""
+    same = {name: getattr(x, name) for name in ("dtype", "shape", "numel", "stride", "is_contiguous")}
+    return [SimpleNamespace(device=torch.device(device), **same)]
+
+
+def test_a_capture_refuses_what_would_be_copied(accepting: None) -> None:
+    dense = normal((2, 3, 4, 5))[0].to(memory_format=torch.channels_last)
+    gaps = normal((2, 3, 4, 10))[0][..., ::2]
+    for p, m, g, refused in (
+        (dense, dense, dense.contiguous(), False),
+        (dense, dense.contiguous(), dense, True),
+        (dense.contiguous(), dense, dense, True),
+        (gaps, gaps.contiguous(), gaps, True),
+    ):
+        lists = [on("cuda:0", x) for x in (p, g, m, m, torch.ones(()))]
+        reason = str(refusal(*lists, {"capturable": True}))
+        assert ("states that lie in memory as they do" in reason) == refused
+        assert refusal(*lists, {}) is None
+
+
+def test_refusals(accepting: None, monkeypatch: pytest.MonkeyPatch) -> None:
     published = {"momentum": "natural", "decay": "natural", "correct_momentum": False, "differentiable": False}
     for name, value in (("momentum", "gradient"), ("decay", "decoupled"), ("correct_momentum", True)):
         assert f"has {name}=" in str(refusal([], [], [], [], [], {**published, name: value}))
@@ -552,9 +600,6 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "8.0 or later, not 7.5" in str(refusal([], [], [], [], [], published))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(cuda, "_trial", lambda device: None)
     assert refusal([], [], [], [], [], published) is None
     x = [torch.ones(2)]
     assert refusal(x, x, x, x, x, published) == "there are cpu tensors among CUDA ones"
@@ -562,28 +607,27 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         assert refusal(x, x, x, x, x, published) is not None
     monkeypatch.setattr(cuda, "_trial", lambda device: f"a trial on {device} failed")
     assert refusal([], [], [], [], [], published) == "a trial on cuda:0 failed"
-    monkeypatch.setattr(cuda, "_trial", lambda device: None)
+    monkeypatch.setattr(triton, "__version__", "3.2.0")
+    assert refusal([], [], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
 
-    def on(device: str, dtype: torch.dtype = torch.float32, size: int = 2) -> list[Any]:
-        return [SimpleNamespace(device=torch.device(device), dtype=dtype, numel=lambda: size)]
 
-    single, double, large = on("cuda:0"), on("cuda:0", torch.float64), on("cuda:0", size=3)
-    for place, elsewhere in itertools.product(range(1, 4), (on("cpu"), on("cuda:1"), on("meta"))):
+def test_refusals_of_tensors(accepting: None) -> None:
+    x, published = torch.ones(2), dict[str, Any]()
+    single, double, large = on("cuda:0", x), on("cuda:0", x.double()), on("cuda:0", torch.ones(3))
+    for place, elsewhere in itertools.product(range(1, 4), (on("cpu", x), on("cuda:1", x), on("meta", x))):
         lists = [elsewhere if k == place else single for k in range(4)]
         assert refusal(*lists, single, published) == "not all gradients and states are on the device of the parameters"
-    for steps in (on("cuda:1"), on("meta"), on("cpu") + on("cuda:0")):
+    for steps in (on("cuda:1", x), on("meta", x), on("cpu", x) + on("cuda:0", x)):
         lists = [single * len(steps)] * 4
         reason = "not all steps are on the host or all on the device of the parameters"
         assert refusal(*lists, steps, published) == reason
-    assert refusal(single, single, single, single, on("cpu"), published) is None
+    assert refusal(single, single, single, single, on("cpu", x), published) is None
     for place in range(4):
         lists = [large if k == place else single for k in range(4)]
         assert refusal(*lists, single, published) == "a gradient or state is not of its parameter's size"
     assert refusal(single, single, single, single, double, published) == "not all steps are float32"
-    assert refusal(single, single, single, on("cuda:0", torch.bfloat16), single, published) is None
+    assert refusal(single, single, single, on("cuda:0", x.bfloat16()), single, published) is None
     assert "no torch.float64 tensors" in str(refusal(single, single, double, single, single, published))
-    monkeypatch.setattr(triton, "__version__", "3.2.0")
-    assert refusal([], [], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
 
 
 def test_a_trial_comes_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
