@@ -12,7 +12,6 @@ caller's. Addresses of gradients, which often do change, are sent in one asynchr
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -97,10 +96,16 @@ def refusal(
             if not all(x.is_contiguous() for x in three) and not _one_layout(three):
                 return "with capturable=True it needs dense parameters, and states that lie in memory as they do"
     device = params[0].device if params else torch.device("cuda", torch.cuda.current_device())
-    return None if _is_capturing(device) else _trial(device)
+    if device not in _trials:
+        if _is_capturing(device):
+            return f"no step before the capture has tried it on {device}"
+        _trials[device] = _trial(device)
+    return _trials[device]
 
 
-@functools.cache
+_trials: dict[torch.device, str | None] = {}  # what came of them
+
+
 def _trial(device: torch.device) -> str | None:
     """Why the kernels cannot be trusted on this device, or None: two small steps, compared with the multi-tensor loop.
 

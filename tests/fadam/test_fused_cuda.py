@@ -565,6 +565,7 @@ def accepting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(cuda, "_trial", lambda device: None)
+    monkeypatch.setattr(cuda, "_trials", {})
 
 
 def on(device: str, x: Tensor) -> list[Any]:
@@ -605,8 +606,6 @@ def test_refusals(accepting: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(x, x, x, x, x, published) == "there are cpu tensors among CUDA ones"
     with interpreted():  # which is for tests alone
         assert refusal(x, x, x, x, x, published) is not None
-    monkeypatch.setattr(cuda, "_trial", lambda device: f"a trial on {device} failed")
-    assert refusal([], [], [], [], [], published) == "a trial on cuda:0 failed"
     monkeypatch.setattr(triton, "__version__", "3.2.0")
     assert refusal([], [], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
 
@@ -630,8 +629,26 @@ def test_refusals_of_tensors(accepting: None) -> None:
     assert "no torch.float64 tensors" in str(refusal(single, single, double, single, single, published))
 
 
+@pytest.mark.parametrize("result", [None, "a trial failed"])
+def test_what_came_of_a_trial_is_remembered_in_a_capture(
+    accepting: None, result: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[torch.device] = []
+    monkeypatch.setattr(cuda, "_trial", lambda device: tried.append(device) or result)
+    for capturing, device, reason in (
+        (True, "cuda:0", "no step before the capture has tried it on cuda:0"),
+        (False, "cuda:0", result),
+        (True, "cuda:0", result),
+        (False, "cuda:0", result),
+        (True, "cuda:1", "no step before the capture has tried it on cuda:1"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        assert refusal(*5 * [on(device, torch.ones(2))], {}) == reason
+    assert tried == [torch.device("cuda:0")]
+
+
 def test_a_trial_comes_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    trial, device = cuda._trial.__wrapped__, torch.device("cpu")
+    trial, device = cuda._trial, torch.device("cpu")
     assert "a trial on cpu failed: " in trial(device)  # there is no driver for the real kernels here
     with interpreted():
         assert trial(device) is None
