@@ -199,7 +199,8 @@ class _Part:
 
         thetas = _cast(self.params, self.dtype) if self.stochastic else self.params
         if isinstance(self.lr, Tensor):
-            rate = self.lr.to(device=thetas[0].device, dtype=self.dtype, non_blocking=True)
+            device = thetas[0].device
+            rate = self.lr.to(device=device, dtype=self.dtype, non_blocking=device.type != "cpu")
             updates = list(torch._foreach_mul(updates, rate))
             step = -1.0
         else:

@@ -199,15 +199,16 @@ def amp_tensors(
     device: torch.device, steps: Sequence[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> dict[str, Tensor | None]:
     """`grad_scale` and `found_inf` where the tensors are, the latter as 0 or 1."""
+    asynchronous = device.type != "cpu"  # where the host would read a number that has not arrived
     if found_inf is not None:
-        found_inf = (found_inf.to(device, non_blocking=True) != 0).to(torch.float32).reshape(())
+        found_inf = (found_inf.to(device, non_blocking=asynchronous) != 0).to(torch.float32).reshape(())
         if any(step.device != device for step in steps):
             raise RuntimeError(
                 "FAdam: with found_inf on a device each step tensor must be on its parameter's device; "
                 "fused=True or capturable=True, set before the first step, put it there"
             )
     if grad_scale is not None:
-        grad_scale = grad_scale.to(device, torch.float32, non_blocking=True).reshape(())
+        grad_scale = grad_scale.to(device, torch.float32, non_blocking=asynchronous).reshape(())
     return {"grad_scale": grad_scale, "found_inf": found_inf}
 
 
