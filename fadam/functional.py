@@ -5,14 +5,15 @@ Everything here changes `params`, `momentums`, `fims` and `steps` in place and n
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fadam.backend import choose
+from fadam.backend import Backend, choose
 from fadam.foreach import ForeachBackend
 from fadam.metric import (
     Undo,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fadam.sharding import Share
 
 _PLAIN = {Tensor, torch.nn.Parameter}
+Task = Callable[[], "Share | None"]  # counts a step; takes it, or tells what is left to do for sharded tensors
 
 
 def fadam(
@@ -84,7 +86,7 @@ def fadam(
         ValueError: if two of `foreach`, `fused` and `differentiable` are true, or `stochastic_rounding` with
             `differentiable`; for sharded parameters that FAdam cannot step.
     """
-    shares = begin(
+    tasks = begin(
         params,
         grads,
         momentums,
@@ -111,10 +113,7 @@ def fadam(
         stochastic_rounding=stochastic_rounding,
         grad_scale=grad_scale,
     )
-    if shares:
-        from fadam.sharding import finish
-
-        finish(shares)
+    take(tasks)
 
 
 def begin(
@@ -129,9 +128,11 @@ def begin(
     differentiable: bool,
     found_inf: Tensor | None,
     **options: Any,
-) -> list[Share]:
-    """Step the plain tensors, and return what is left to do for the sharded ones: `fadam.sharding.finish` does that
-    for all groups of an optimizer together."""
+) -> list[Task]:
+    """Check whether the step can be taken, and return what `take` then does, with that of other groups.
+
+    Nothing has been counted or written before.
+    """
     if options["capturable"] and any(p.device != step.device for p, step in zip(params, steps, strict=True)):
         raise RuntimeError("FAdam: with capturable=True each step tensor must be on its parameter's device")
     if foreach and differentiable:
@@ -149,13 +150,13 @@ def begin(
     options["lr"] = lr.reshape(()) if isinstance(lr, Tensor) else lr
 
     filled = [i for i, p in enumerate(params) if p.numel() > 0]
-    shares: list[Share] = []
+    tasks: list[Task] = []
     if not {type(p) for p in params} <= _PLAIN:
         picked = [i for i in filled if is_sharded(params[i])]
         if picked:
             from fadam.sharding import prepare
 
-            shares = prepare(
+            tasks += prepare(
                 *_picked(picked, params, grads, momentums, fims, steps),
                 foreach=foreach,
                 fused=fused,
@@ -177,16 +178,38 @@ def begin(
         )
         counts = [steps[i] for i in index]
         backend = choose(*tensors, counts, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
-        amp = amp_tensors(device, counts, options["grad_scale"], found_inf)
-        count_up(counts)
+        more: dict[str, Any] = {**options, **amp_tensors(device, counts, options["grad_scale"], found_inf)}
         if backend is None:
-            _single_tensor_fadam(*tensors, counts, differentiable=differentiable, **{**options, **amp})
+            more["differentiable"] = differentiable
+        tasks.append(functools.partial(_step_plain, torch.is_grad_enabled(), backend, tensors, counts, more))
+    return tasks
+
+
+def take(tasks: Sequence[Task]) -> None:
+    """Step the plain tensors, and then the sharded ones of all tasks together."""
+    shares = [share for task in tasks if (share := task()) is not None]
+    if shares:
+        from fadam.sharding import finish
+
+        finish(shares)
+
+
+def _step_plain(
+    recorded: bool,
+    backend: Callable[..., Backend] | None,
+    tensors: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]],
+    steps: list[Tensor],
+    options: dict[str, Any],
+) -> None:
+    with torch.set_grad_enabled(recorded):  # as where it was begun
+        count_up(steps)
+        if backend is None:
+            _single_tensor_fadam(*tensors, steps, **options)
         else:
-            backend(*tensors, counts, **{**options, **amp}).run()
+            backend(*tensors, steps, **options).run()
             if backend is not ForeachBackend:
                 written(*tensors)
-        take_back(counts, amp["found_inf"])
-    return shares
+        take_back(steps, options["found_inf"])
 
 
 def is_sharded(param: Tensor) -> bool:

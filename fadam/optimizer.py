@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fadam.backend import fused_refusal, is_ablation
-from fadam.functional import begin, is_sharded
-
-if TYPE_CHECKING:
-    from fadam.sharding import Share
+from fadam.functional import Task, begin, is_sharded, take
 
 STATE_KEYS = ("step", "momentum", "fim")
 
@@ -334,20 +331,17 @@ class FAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        # All of them before the first update, so that a sparse gradient leaves every parameter as it was.
+        # All groups are checked before the first update, so that one that is refused leaves every parameter as it was.
         stepped = [[p for p in group["params"] if _has_dense_grad(p)] for group in self.param_groups]
-        shares: list[Share] = []
+        tasks: list[Task] = []
         for group, params in zip(self.param_groups, stepped, strict=True):
             with torch.set_grad_enabled(group["differentiable"]):
-                shares += self._step_group(group, params)
-        if shares:
-            from fadam.sharding import finish
-
-            finish(shares)
+                tasks += self._tasks(group, params)
+        take(tasks)
         return loss
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> list[Share]:
-        """Step the group's plain tensors and return what is left to do for its sharded ones."""
+    def _tasks(self, group: dict[str, Any], params: list[Tensor]) -> list[Task]:
+        """What there is to do for one group, once it has been checked."""
         states = [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
             if not state:

@@ -60,8 +60,9 @@ def prepare(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     **options: Any,
-) -> list[Share]:
-    """Count the steps of non-empty DTensor parameters up and return this process's share of the work for `finish`.
+) -> list[Callable[[], Share]]:
+    """Check non-empty DTensor parameters, and return what counts their steps up and gives this process's share of the
+    work for `finish`.
 
     The gradient may be placed otherwise than its parameter; it is redistributed then, with a collective of its own.
 
@@ -77,7 +78,7 @@ def prepare(
         if p.device_mesh.get_coordinate() is not None:  # else this process holds nothing of it
             by_mesh.setdefault((p.device_mesh, p.device), []).append(i)
 
-    shares = []
+    tasks: list[Callable[[], Share]] = []
     for (mesh, device), index in by_mesh.items():
         rows, counted = [], []
         for i in index:
@@ -100,16 +101,27 @@ def prepare(
             foreach=foreach, fused=fused, differentiable=False, options=options,
         ) or ForeachBackend  # fmt: skip
         amp = amp_tensors(device, counts, grad_scale, found_inf)
-        count_up(counts)
         more: dict[str, Any] = {
             **options,
             **amp,
             "numels": [params[i].numel() for i in index],
             "offsets": [_offset(params[i]) for i in index] if options["stochastic_rounding"] else None,
         }
-        backend = make(*tensors, counts, **more)
-        shares.append(Share(mesh, backend, tuple(counted), tensors, counts, amp["found_inf"]))
-    return shares
+        tasks.append(functools.partial(_share, mesh, make, tuple(counted), tensors, counts, more))
+    return tasks
+
+
+@torch.no_grad()
+def _share(
+    mesh: DeviceMesh,
+    make: Callable[..., Backend],
+    counted: tuple[bool, ...],
+    tensors: list[list[Tensor]],
+    steps: list[Tensor],
+    options: dict[str, Any],
+) -> Share:
+    count_up(steps)
+    return Share(mesh, make(*tensors, steps, **options), counted, tensors, steps, options["found_inf"])
 
 
 @torch.no_grad()

@@ -200,6 +200,32 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(path: str) -> None:
     assert not opt.state
 
 
+@pytest.mark.parametrize("path", ["single", "foreach", "fused"])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"capturable": True}, "each step tensor must be on its parameter's device"),
+        ({"foreach": None, "fused": True}, "fused=True is not available: a gradient or state is not of"),
+    ],
+)
+def test_a_group_that_is_refused_leaves_the_others_as_they_were(
+    path: str, options: dict[str, Any], reason: str
+) -> None:
+    params = leaves([torch.ones(3), torch.ones(3)])
+    opt = FAdam([{"params": params[:1]}, {"params": params[1:]}], **PATHS[path])
+    run(opt, params, lambda t: [torch.ones(3)] * 2, 1)
+    opt.param_groups[1].update(options)
+    refused = opt.state[params[1]]
+    if "capturable" in options:
+        refused["step"] = torch.ones((), device="meta")
+    refused["fim"] = torch.ones(2)
+    before = [x.detach().clone() for x in (params[0], *opt.state[params[0]].values())]
+    with pytest.raises(RuntimeError, match=reason):
+        opt.step()
+    for x, y in zip((params[0], *opt.state[params[0]].values()), before, strict=True):
+        torch.testing.assert_close(x.detach(), y, rtol=0, atol=0)
+
+
 def test_a_step_count_on_the_wrong_device_is_refused() -> None:
     with pytest.raises(RuntimeError, match="capturable=True"):
         fadam(
