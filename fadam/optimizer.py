@@ -148,8 +148,9 @@ class FAdam(Optimizer):
     Raises:
         ValueError: at construction, or when a group is added, for an option outside its range, naming the
             option, the value and what is allowed, and for parameters flattened by FSDP1; when loading, for a
-            state that is not FAdam's; in a step, for sharded parameters with a Partial placement, or whose
-            gradient or state is not sharded.
+            state that is not FAdam's or of another shape than its parameter; in a step, for parameters that FSDP1
+            has flattened since, and for sharded ones with a Partial placement, or whose gradient or state is not
+            sharded.
         RuntimeError: for ``fused=True`` where that cannot be had, with the reason; in a step, for a sparse
             gradient, for ``capturable`` with states on another device, and for a CUDA graph capture without
             ``capturable``.
@@ -458,6 +459,8 @@ def whole(x: Tensor) -> Tensor:
 def _has_dense_grad(param: Tensor) -> bool:
     if param.grad is None:
         return False
+    if getattr(param, "_fsdp_flattened", False):  # FSDP1 may have come after the optimizer
+        _check_param(param)
     if param.grad.is_sparse:
         raise RuntimeError("FAdam does not support sparse gradients; use sparse=False in the embedding")
     return True

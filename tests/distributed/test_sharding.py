@@ -279,6 +279,13 @@ def flattened_by_fsdp1(_: Path) -> None:
         net = FullyShardedDataParallel(model(), use_orig_params=keeps_originals, device_id=torch.device("cpu"))
         with pytest.raises(ValueError, match=r"flattened .*fully_shard \(FSDP2\)"):
             FAdam(net.parameters())
+    net = model()
+    opt = FAdam(net.parameters())
+    net = FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu"))
+    net(batches(0)).square().mean().backward()
+    with pytest.raises(ValueError, match=r"flattened .*fully_shard \(FSDP2\)"):
+        opt.step()
+    assert not opt.state
 
 
 def parameters_without_gradients(_: Path) -> None:

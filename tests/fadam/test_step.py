@@ -200,6 +200,16 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(path: str) -> None:
     assert not opt.state
 
 
+def test_a_parameter_flattened_since_is_refused_before_anything_moves() -> None:
+    """By FSDP1, which marks it so."""
+    params = leaves([torch.ones(3), torch.ones(3)])
+    opt = FAdam(params)
+    params[1]._fsdp_flattened = True  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="FullyShardedDataParallel has flattened"):
+        run(opt, params, lambda t: [torch.ones(3)] * 2, 1)
+    torch.testing.assert_close(params[0].detach(), torch.ones(3), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("path", ["single", "foreach", "fused"])
 @pytest.mark.parametrize(
     ("options", "reason"),
