@@ -172,7 +172,7 @@ def begin(
     for device, index in by_device.items():
         tensors = (
             [_as_real(params[i]) for i in index],
-            [_as_real(grads[i].resolve_conj()) for i in index],
+            [_resolved(grads[i]) for i in index],
             [momentums[i] for i in index],
             [fims[i] for i in index],
         )
@@ -266,6 +266,11 @@ def written(params: Sequence[Tensor], grads: Sequence[Tensor], *states: Sequence
 
 def _picked(index: Sequence[int], *lists: Sequence[Tensor]) -> list[list[Tensor]]:
     return [[tensors[i] for i in index] for tensors in lists]
+
+
+def _resolved(grad: Tensor) -> Tensor:
+    """As a real tensor, without a conjugation or negation that is only noted on it: an address tells neither."""
+    return (torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad).resolve_neg()
 
 
 def _as_real(x: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ def prepare(
             coordinate = mesh.get_coordinate()
             assert coordinate is not None
             row = [_local(x) for x in (p, _placed(grads[i], p), _checked(momentums[i], p), _checked(fims[i], p))]
+            row[1] = row[1].resolve_neg()  # an address does not tell of it
             if row[0].numel() == 0:
                 row = _stand_in(momentums[i], row)
                 counted.append(False)
