@@ -102,8 +102,8 @@ class FAdam(Optimizer):
             and replayed. Slower otherwise. Set it before the first step.
         differentiable: let autograd record the step. The parameters must then not be leaves that require a
             gradient, as for torch's own optimizers. Not together with ``foreach=True`` or ``fused=True``.
-        momentum_dtype: dtype of the momentum state; None is the parameter's.
-        fim_dtype: dtype of the FIM state; None is the parameter's.
+        momentum_dtype: dtype of the momentum state, or its name ("bfloat16"); None is the parameter's.
+        fim_dtype: dtype of the FIM state, or its name; None is the parameter's.
         fused: use the fused implementation: Triton kernels on CUDA devices, on the host C++ that is compiled
             at the first step of this machine and user and kept (see :mod:`fadam.fused.cpu`). It passes over
             memory as few times as there is a way to, and holds no copies. None takes it where it can be had,
@@ -197,8 +197,8 @@ class FAdam(Optimizer):
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
-        momentum_dtype: torch.dtype | None = None,
-        fim_dtype: torch.dtype | None = None,
+        momentum_dtype: torch.dtype | str | None = None,
+        fim_dtype: torch.dtype | str | None = None,
         fused: bool | None = None,
         stochastic_rounding: bool = False,
     ) -> None:
@@ -467,7 +467,7 @@ def _has_dense_grad(param: Tensor) -> bool:
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with numbers as plain floats and betas as a tuple.
+    """The options with numbers as plain floats, betas as a tuple and dtypes as such.
 
     Raises:
         ValueError: naming the first option that is outside its range, its value and what is allowed.
@@ -510,8 +510,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if options["stochastic_rounding"] and options["differentiable"]:
         raise _refusal("stochastic_rounding", True, "False with differentiable=True")
     for name in _DTYPES:
-        if options[name] is not None and options[name] not in _STATE_DTYPES:
-            raise _refusal(name, options[name], "None or one of " + ", ".join(map(str, _STATE_DTYPES)))
+        dtype = options[name]
+        if isinstance(dtype, str):
+            dtype = {str(known).removeprefix("torch."): known for known in _STATE_DTYPES}.get(dtype, dtype)
+        if dtype is not None and dtype not in _STATE_DTYPES:
+            raise _refusal(name, dtype, "None or one of " + ", ".join(map(str, _STATE_DTYPES)) + ", or its name")
+        checked[name] = dtype
     return checked
 
 
