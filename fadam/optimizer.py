@@ -153,7 +153,7 @@ class FAdam(Optimizer):
             sharded.
         RuntimeError: for ``fused=True`` where that cannot be had, with the reason; in a step, for a sparse
             gradient, for ``capturable`` with states on another device, and for a CUDA graph capture without
-            ``capturable``.
+            ``capturable`` or with a learning rate that is a tensor on the host.
 
     Caveats:
         - The loss should be the negative log-probability of a discrete distribution; the squared gradient is
@@ -384,8 +384,16 @@ class FAdam(Optimizer):
     def _check_capture(self) -> None:
         if torch.compiler.is_compiling() or not torch.cuda.is_available():
             return
-        if torch.cuda.is_current_stream_capturing() and not all(g["capturable"] for g in self.param_groups):
-            raise RuntimeError("FAdam: capturing a step in a CUDA graph needs capturable=True in every group")
+        if not torch.cuda.is_current_stream_capturing():
+            return
+        for group in self.param_groups:
+            if not group["capturable"]:
+                raise RuntimeError("FAdam: capturing a step in a CUDA graph needs capturable=True in every group")
+            if isinstance(group["lr"], Tensor) and group["lr"].is_cpu:
+                raise RuntimeError(
+                    "FAdam: a CUDA graph would keep the number that lr, a tensor on the host, has in the capture; put "
+                    "it on the parameters' device to change it between replays, or make it a float"
+                )
 
 
 def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:

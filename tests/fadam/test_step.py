@@ -245,6 +245,30 @@ def test_a_step_count_on_the_wrong_device_is_refused() -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "needs capturable=True"),
+        ({"capturable": True, "lr": torch.tensor(0.1)}, "lr, a tensor on the host"),
+        ({"capturable": True, "lr": torch.tensor(0.1, device="meta")}, None),
+        ({"capturable": True, "lr": 0.1}, None),
+    ],
+)
+def test_what_a_capture_needs(options: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device stands in for one that captures."""
+    p = torch.empty(3, device="meta")
+    p.grad = torch.empty_like(p)
+    opt = FAdam([{"params": [torch.ones(2)], "capturable": True, "lr": 0.1}, {"params": [p], **options}])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    if reason is None:
+        opt.step()
+    else:
+        with pytest.raises(RuntimeError, match=reason):
+            opt.step()
+    assert bool(opt.state) == (reason is None)
+
+
 @pytest.mark.parametrize("path", ["single", "foreach", "fused"])
 def test_gradient_scaler_skips_a_step_that_overflowed(path: str) -> None:
     p, q = leaves([torch.ones(3)] * 2)
