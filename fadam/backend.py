@@ -27,7 +27,9 @@ class Backend(Protocol):
     """One step of Algorithm 1 on N real, non-empty tensors of one device, in three phases or in one.
 
     It is built as ``Backend(params, grads, momentums, fims, steps, **options)`` with t already counted up, and used
-    once. `numels` among the options gives the elements of the logical tensors, where those given are shards of them.
+    once. `numels` among the options gives the elements of the logical tensors, where those given are shards of them,
+    `offsets` the numbers of their first elements in these, and `indices` those of the tensors, both for the stochastic
+    rounding.
     """
 
     def gradient_sums(self) -> Tensor:

@@ -20,6 +20,7 @@ from fadam.metric import (
     bias_correction,
     clip_divisor,
     count,
+    dense_strides,
     empirical_fim,
     epsilon,
     metric,
@@ -61,6 +62,7 @@ def fadam(
     differentiable: bool = False,
     fused: bool | None = None,
     stochastic_rounding: bool = False,
+    indices: Sequence[int] | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
@@ -76,6 +78,8 @@ def fadam(
         fims: f_{t-1}, likewise.
         steps: t-1, 0-d float32 tensors, one a parameter; on the host, or with `capturable` on the parameter's
             device.
+        indices: numbers that stand for the tensors in the random bits of `stochastic_rounding`; None is their place in
+            the list.
         grad_scale: what the gradients are to be divided by first, as ``torch.amp.GradScaler`` gives it; 0-d float32.
         found_inf: where it is not 0, nothing is changed, `steps` included; 0-d float32. The steps must then be
             where it is, unless it is on the host.
@@ -96,6 +100,7 @@ def fadam(
         fused=fused,
         differentiable=differentiable,
         found_inf=found_inf,
+        indices=indices,
         lr=lr,
         beta1=beta1,
         beta2=beta2,
@@ -127,6 +132,7 @@ def begin(
     fused: bool | None,
     differentiable: bool,
     found_inf: Tensor | None,
+    indices: Sequence[int] | None,
     **options: Any,
 ) -> list[Task]:
     """Check whether the step can be taken, and return what `take` then does, with that of other groups.
@@ -149,6 +155,9 @@ def begin(
     lr = options["lr"]
     options["lr"] = lr.reshape(()) if isinstance(lr, Tensor) else lr
 
+    numbers = range(len(params)) if indices is None else indices
+    rounds = options["stochastic_rounding"]
+
     filled = [i for i, p in enumerate(params) if p.numel() > 0]
     tasks: list[Task] = []
     if not {type(p) for p in params} <= _PLAIN:
@@ -162,6 +171,7 @@ def begin(
                 fused=fused,
                 differentiable=differentiable,
                 found_inf=found_inf,
+                indices=[numbers[i] for i in picked] if rounds else None,
                 **options,
             )
             filled = [i for i in filled if not is_sharded(params[i])]
@@ -179,6 +189,7 @@ def begin(
         counts = [steps[i] for i in index]
         backend = choose(*tensors, counts, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
         more: dict[str, Any] = {**options, **amp_tensors(device, counts, options["grad_scale"], found_inf)}
+        more["indices"] = [numbers[i] for i in index] if rounds else None
         if backend is None:
             more["differentiable"] = differentiable
         tasks.append(functools.partial(_step_plain, torch.is_grad_enabled(), backend, tensors, counts, more))
@@ -300,6 +311,7 @@ def _single_tensor_fadam(
     capturable: bool,
     differentiable: bool,
     stochastic_rounding: bool,
+    indices: Sequence[int] | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
@@ -346,7 +358,8 @@ def _single_tensor_fadam(
             update = update.add(w, alpha=weight_decay)
 
         if stochastic_rounding and param.dtype == torch.bfloat16:
-            param.copy_(stochastic_bfloat16(theta - update * lr, t, i))
+            assert indices is not None
+            param.copy_(stochastic_bfloat16(theta - update * lr, t, indices[i], strides=dense_strides(param)))
         # In place with the promoted dtype: a bfloat16 parameter is rounded once, after the subtraction.
         elif isinstance(lr, Tensor):
             param.sub_(update * lr)

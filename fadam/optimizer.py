@@ -114,9 +114,10 @@ class FAdam(Optimizer):
             a step under ``torch.compile``. They agree to rounding errors, not bit for bit.
         stochastic_rounding: round a bfloat16 parameter to one of the two numbers around its new value, the
             nearer the likelier, so that steps much smaller than its resolution of 0.4% add up instead of
-            vanishing. The random bits are a function of t, the tensor's place in its group and the element's
-            in the tensor: replicas agree, a resumed run goes on exactly, and no generator is touched.
-            Without effect on parameters of other dtypes. Not together with ``differentiable=True``.
+            vanishing. The random bits are a function of t, the tensor's place among all parameters of the
+            optimizer and the element's in the tensor's memory, the same one in every implementation: replicas
+            agree, a resumed run goes on exactly, and no generator is touched. Without effect on parameters of
+            other dtypes. Not together with ``differentiable=True``.
 
     State, for each parameter that has had a gradient:
         - ``step``: t, 0-d, float32, on the host unless ``capturable`` or ``fused=True``;
@@ -335,19 +336,25 @@ class FAdam(Optimizer):
         # All groups are checked before the first update, so that one that is refused leaves every parameter as it was.
         stepped = [[p for p in group["params"] if _has_dense_grad(p)] for group in self.param_groups]
         tasks: list[Task] = []
+        first = 0
         for group, params in zip(self.param_groups, stepped, strict=True):
             with torch.set_grad_enabled(group["differentiable"]):
-                tasks += self._tasks(group, params)
+                tasks += self._tasks(group, params, first)
+            first += len(group["params"])
         take(tasks)
         return loss
 
-    def _tasks(self, group: dict[str, Any], params: list[Tensor]) -> list[Task]:
-        """What there is to do for one group, once it has been checked."""
+    def _tasks(self, group: dict[str, Any], params: list[Tensor], first: int) -> list[Task]:
+        """What there is to do for one group, once it has been checked; `first` is the number of its first parameter
+        among all of the optimizer's."""
         states = [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
             if not state:
                 state.update(initial_state(p, group))
         beta1, beta2 = group["betas"]
+        indices = None
+        if group["stochastic_rounding"]:  # whether others have gradients must not matter
+            indices = [i for i, p in enumerate(group["params"], first) if p.grad is not None]
         return begin(
             params,
             [p.grad for p in params if p.grad is not None],
@@ -372,6 +379,7 @@ class FAdam(Optimizer):
             differentiable=group["differentiable"],
             fused=group["fused"],
             stochastic_rounding=group["stochastic_rounding"],
+            indices=indices,
             grad_scale=self._scaler_number("grad_scale"),
             found_inf=self._scaler_number("found_inf"),
         )

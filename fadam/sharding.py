@@ -59,6 +59,7 @@ def prepare(
     differentiable: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    indices: Sequence[int] | None,
     **options: Any,
 ) -> list[Callable[[], Share]]:
     """Check non-empty DTensor parameters, and return what counts their steps up and gives this process's share of the
@@ -106,7 +107,8 @@ def prepare(
             **options,
             **amp,
             "numels": [params[i].numel() for i in index],
-            "offsets": [_offset(params[i]) for i in index] if options["stochastic_rounding"] else None,
+            "offsets": [_offset(params[i]) for i in index] if indices else None,
+            "indices": [indices[i] for i in index] if indices else None,
         }
         tasks.append(functools.partial(_share, mesh, make, tuple(counted), tensors, counts, more))
     return tasks

@@ -27,7 +27,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fadam.foreach import ForeachBackend
 from fadam.fused import cuda_kernels as kernels
-from fadam.metric import fim_weights
+from fadam.metric import dense_strides, fim_weights
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -156,7 +156,8 @@ class CudaBackend:
         offsets: where the shards begin in them; for the stochastic rounding only.
         grad_scale: what the gradients are to be divided by, 0-d, on the device.
         found_inf: where it is not 0, nothing is written; 0-d, on the device.
-        stochastic_rounding: of bfloat16 parameters, by a hash of t, index of the tensor and number of the element.
+        indices: number of each tensor, for the stochastic rounding; None is its place in the list.
+        stochastic_rounding: of bfloat16 parameters, with the random bits of `fadam.metric.stochastic_bfloat16`.
 
     Raises:
         RuntimeError: when a CUDA graph is captured without a step on the same tensors before it.
@@ -184,6 +185,7 @@ class CudaBackend:
         stochastic_rounding: bool = False,
         numels: Sequence[int] | None = None,
         offsets: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         **_: Any,
@@ -215,6 +217,7 @@ class CudaBackend:
 
         numels = [p.numel() for p in params] if numels is None else numels
         offsets = [0] * len(params) if offsets is None else offsets
+        indices = range(len(params)) if indices is None else indices
         groups: dict[tuple[torch.dtype, ...], Sequence[int]] = {(): range(self._size)}
         if any(len({x.dtype for x in tensors}) > 1 for tensors in (params, grads, momentums, fims)):
             groups = {}
@@ -224,8 +227,8 @@ class CudaBackend:
         self._copies: list[tuple[Tensor, Tensor]] = []
         with self._on_device():
             self._parts = [
-                self._part(index, [[x[i] for i in index] for x in (params, grads, momentums, fims, steps)],
-                           [numels[i] for i in index], [offsets[i] for i in index], beta2, capturable)
+                self._part([[x[i] for i in index] for x in (params, grads, momentums, fims, steps)],
+                           [(numels[i], i, offsets[i], indices[i]) for i in index], beta2, capturable)
                 for index in groups.values()
             ]  # fmt: skip
 
@@ -372,10 +375,8 @@ class CudaBackend:
 
     def _part(
         self,
-        index: Sequence[int],
         tensors: list[list[Tensor]],
-        numels: list[int],
-        offsets: list[int],
+        numbers: list[tuple[int, int, int, int]],
         beta2: float,
         capturable: bool,
     ) -> _Part:
@@ -384,9 +385,8 @@ class CudaBackend:
         for k, (p, g, m, f) in enumerate(zip(params, grads, momentums, fims, strict=True)):
             if p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and f.is_contiguous():
                 continue
-            # The strides of the parameter, without its gaps. A plan holds no address of a gradient, so that a copy of
-            # one changes from step to step at no cost.
-            strides = torch.empty_like(p, device="meta", memory_format=torch.preserve_format).stride()
+            # A plan holds no address of a gradient, so that a copy of one changes from step to step at no cost.
+            strides = dense_strides(p)
             if g.stride() != strides:
                 grads[k] = _with_strides(g, strides)
             if not _one_layout((p, m, f)):
@@ -395,7 +395,7 @@ class CudaBackend:
                         list_[k] = _with_strides(x, strides)
                         self._copies.append((x, list_[k]))
 
-        plan = _plan(owner, params, grads[0].dtype, momentums, fims, numels, offsets, index, capturable, self._launch)
+        plan = _plan(owner, params, grads[0].dtype, momentums, fims, numbers, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
         partials = torch.empty(3 * plan.n_chunks + 1, dtype=torch.float64, device=self._device)
         part = _Part(plan, gradients, partials, tensors)
@@ -494,18 +494,17 @@ def _plan(
     gradient_dtype: torch.dtype,
     momentums: Sequence[Tensor],
     fims: Sequence[Tensor],
-    numels: Sequence[int],
-    offsets: Sequence[int],
-    index: Sequence[int],
+    numbers: Sequence[tuple[int, int, int, int]],
     capturable: bool,
     launch: Callable[..., None],
 ) -> _Plan:
-    """The plan for these tensors, from those kept with `owner` if it is there."""
+    """The plan for these tensors, from those kept with `owner` if it is there; `numbers` are elements of the logical
+    tensors, places in the caller's list, first elements, and what stands for the tensors in random bits."""
     device = params[0].device
     dtypes = gradient_dtype, fims[0].dtype, momentums[0].dtype, params[0].dtype
     columns = tuple(
-        (p.data_ptr(), m.data_ptr(), f.data_ptr(), p.numel(), numel, slot, offset)
-        for p, m, f, numel, slot, offset in zip(params, momentums, fims, numels, index, offsets, strict=True)
+        (p.data_ptr(), m.data_ptr(), f.data_ptr(), p.numel(), *four)
+        for p, m, f, four in zip(params, momentums, fims, numbers, strict=True)
     )
     key = device, dtypes, columns
     kept = _plans.setdefault(owner, OrderedDict())
