@@ -70,24 +70,25 @@ def refusal(
         return "it has not been tried on ROCm"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    for device in {p.device for p in params} or {torch.device("cuda")}:
-        if device.type != "cuda":
-            return f"there are {device.type} tensors among CUDA ones"
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            return f"it needs a device of compute capability 8.0 or later, not {major}.{minor}"
+    device = params[0].device if params else torch.device("cuda", torch.cuda.current_device())
+    if device.type != "cuda":
+        return f"there are {device.type} tensors among CUDA ones"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"it needs a device of compute capability 8.0 or later, not {major}.{minor}"
+
+    # All of it in every step, because the kernels get addresses alone; by what costs the host least.
     tensors = (params, grads, momentums, fims)
-    if len(set(map(attrgetter("device"), chain(*tensors)))) > 1:
+    if set(map(Tensor.get_device, chain(*tensors))) - {device.index}:
         return "not all gradients and states are on the device of the parameters"
     places = set(map(attrgetter("device"), steps))
-    if len(places) > 1 or not places <= {torch.device("cpu"), *(p.device for p in params[:1])}:
+    if len(places) > 1 or not places <= {torch.device("cpu"), device}:
         return "not all steps are on the host or all on the device of the parameters"
     for dtype in set(map(attrgetter("dtype"), chain(*tensors))):
         if dtype not in _TYPES:
             return f"on CUDA devices it has no {dtype} tensors"
-    # What goes there are addresses alone.
-    sizes = [x.numel() for x in params]
-    if any([x.numel() for x in list_] != sizes for list_ in tensors[1:]):
+    sizes = list(map(Tensor.numel, params))
+    if any(list(map(Tensor.numel, list_)) != sizes for list_ in tensors[1:]):
         return "a gradient or state is not of its parameter's size"
     if set(map(attrgetter("dtype"), steps)) - {torch.float32}:
         return "not all steps are float32"
@@ -95,7 +96,6 @@ def refusal(
         for three in zip(params, momentums, fims, strict=True):
             if not all(x.is_contiguous() for x in three) and not _one_layout(three):
                 return "with capturable=True it needs dense parameters, and states that lie in memory as they do"
-    device = params[0].device if params else torch.device("cuda", torch.cuda.current_device())
     if device not in _trials:
         if _is_capturing(device):
             return f"no step before the capture has tried it on {device}"
@@ -219,7 +219,7 @@ class CudaBackend:
         offsets = [0] * len(params) if offsets is None else offsets
         indices = range(len(params)) if indices is None else indices
         groups: dict[tuple[torch.dtype, ...], Sequence[int]] = {(): range(self._size)}
-        if any(len({x.dtype for x in tensors}) > 1 for tensors in (params, grads, momentums, fims)):
+        if any(len(set(map(attrgetter("dtype"), tensors))) > 1 for tensors in (params, grads, momentums, fims)):
             groups = {}
             for i, four in enumerate(zip(params, grads, momentums, fims, strict=True)):
                 key = tuple(x.dtype for x in four)
@@ -228,7 +228,8 @@ class CudaBackend:
         with self._on_device():
             self._parts = [
                 self._part([[x[i] for i in index] for x in (params, grads, momentums, fims, steps)],
-                           [(numels[i], i, offsets[i], indices[i]) for i in index], beta2, capturable)
+                           [[x[i] for i in index] for x in (numels, range(self._size), offsets, indices)],
+                           beta2, capturable)
                 for index in groups.values()
             ]  # fmt: skip
 
@@ -376,25 +377,14 @@ class CudaBackend:
     def _part(
         self,
         tensors: list[list[Tensor]],
-        numbers: list[tuple[int, int, int, int]],
+        numbers: list[list[int]],
         beta2: float,
         capturable: bool,
     ) -> _Part:
         params, grads, momentums, fims, steps = tensors
         owner = momentums[0]
-        for k, (p, g, m, f) in enumerate(zip(params, grads, momentums, fims, strict=True)):
-            if p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and f.is_contiguous():
-                continue
-            # A plan holds no address of a gradient, so that a copy of one changes from step to step at no cost.
-            strides = dense_strides(p)
-            if g.stride() != strides:
-                grads[k] = _with_strides(g, strides)
-            if not _one_layout((p, m, f)):
-                for list_, x in ((params, p), (momentums, m), (fims, f)):
-                    if x.stride() != strides:
-                        list_[k] = _with_strides(x, strides)
-                        self._copies.append((x, list_[k]))
-
+        if not all(map(Tensor.is_contiguous, chain(params, grads, momentums, fims))):
+            self._copy_unlike(params, grads, momentums, fims)
         plan = _plan(owner, params, grads[0].dtype, momentums, fims, numbers, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
         partials = torch.empty(3 * plan.n_chunks + 1, dtype=torch.float64, device=self._device)
@@ -418,6 +408,23 @@ class CudaBackend:
             weights = zip(*(fim_weights(beta2, t) for t in ts), strict=True)
             part.weights = _to_device([*weights, ts], torch.float32, self._device)
         return part
+
+    def _copy_unlike(
+        self, params: list[Tensor], grads: list[Tensor], momentums: list[Tensor], fims: list[Tensor]
+    ) -> None:
+        """Put copies into the lists where four tensors do not lie in memory alike and without gaps."""
+        for k, (p, g, m, f) in enumerate(zip(params, grads, momentums, fims, strict=True)):
+            if all(map(Tensor.is_contiguous, (p, g, m, f))):
+                continue
+            # A plan holds no address of a gradient, so that a copy of one changes from step to step at no cost.
+            strides = dense_strides(p)
+            if g.stride() != strides:
+                grads[k] = _with_strides(g, strides)
+            if not _one_layout((p, m, f)):
+                for list_, x in ((params, p), (momentums, m), (fims, f)):
+                    if x.stride() != strides:
+                        list_[k] = _with_strides(x, strides)
+                        self._copies.append((x, list_[k]))
 
 
 class _Part:
@@ -467,7 +474,7 @@ class _Plan:
 
     def addresses(self, name: str, tensors: Sequence[Tensor], launch: Callable[..., None]) -> Tensor:
         """A table of the tensors' addresses in device memory: the last one of that name, if they are the same."""
-        now = [x.data_ptr() for x in tensors]
+        now = list(map(Tensor.data_ptr, tensors))
         known, table = self._known.get(name, (None, self.table))
         capturing = _is_capturing(table.device)
         if known == now:
@@ -494,7 +501,7 @@ def _plan(
     gradient_dtype: torch.dtype,
     momentums: Sequence[Tensor],
     fims: Sequence[Tensor],
-    numbers: Sequence[tuple[int, int, int, int]],
+    numbers: Sequence[Sequence[int]],
     capturable: bool,
     launch: Callable[..., None],
 ) -> _Plan:
@@ -502,10 +509,8 @@ def _plan(
     tensors, places in the caller's list, first elements, and what stands for the tensors in random bits."""
     device = params[0].device
     dtypes = gradient_dtype, fims[0].dtype, momentums[0].dtype, params[0].dtype
-    columns = tuple(
-        (p.data_ptr(), m.data_ptr(), f.data_ptr(), p.numel(), *four)
-        for p, m, f, four in zip(params, momentums, fims, numbers, strict=True)
-    )
+    addresses = (map(Tensor.data_ptr, tensors) for tensors in (params, momentums, fims))
+    columns = tuple(zip(*addresses, map(Tensor.numel, params), *numbers, strict=True))
     key = device, dtypes, columns
     kept = _plans.setdefault(owner, OrderedDict())
     plan = kept.get(key)

@@ -8,7 +8,6 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -568,10 +567,18 @@ def accepting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_trials", {})
 
 
+class Absent(Tensor):
+    """A tensor on a device that there is not, to be looked at only."""
+
+    @classmethod
+    def __torch_dispatch__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
 def on(device: str, x: Tensor) -> list[Any]:
-    """What a refusal looks at, of a tensor like `x` on a device that there is not."""
-    same = {name: getattr(x, name) for name in ("dtype", "shape", "numel", "stride", "is_contiguous")}
-    return [SimpleNamespace(device=torch.device(device), **same)]
+    """A tensor like `x` on another device."""
+    make = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+    return [make(Absent, x.shape, strides=x.stride(), dtype=x.dtype, device=torch.device(device))]
 
 
 def test_a_capture_refuses_what_would_be_copied(accepting: None) -> None:
