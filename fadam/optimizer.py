@@ -115,9 +115,10 @@ class FAdam(Optimizer):
         stochastic_rounding: round a bfloat16 parameter to one of the two numbers around its new value, the
             nearer the likelier, so that steps much smaller than its resolution of 0.4% add up instead of
             vanishing. The random bits are a function of t, the tensor's place among all parameters of the
-            optimizer and the element's in the tensor's memory, the same one in every implementation: replicas
-            agree, a resumed run goes on exactly, and no generator is touched. Without effect on parameters of
-            other dtypes. Not together with ``differentiable=True``.
+            optimizer and the element's in the tensor's memory: replicas agree, a resumed run goes on exactly, and
+            no generator is touched. It is the same function in every implementation; what it rounds agrees to
+            rounding errors only. Shards along the first axis draw what the whole tensor does, other ones their own
+            bits. Without effect on parameters of other dtypes. Not together with ``differentiable=True``.
 
     State, for each parameter that has had a gradient:
         - ``step``: t, 0-d, float32, on the host unless ``capturable`` or ``fused=True``;

@@ -149,7 +149,7 @@ class CudaBackend:
     Args:
         params, grads, momentums, fims: N tensors each, float32, bfloat16 or float16 in any mixture. Gradients whose
             strides are not the parameter's are copied; parameters that are not dense, and states whose strides differ
-            from theirs, are copied and copied back, which a captured graph cannot have.
+            from theirs, are copied and copied back, which a captured graph cannot have. None may be negated lazily.
         steps: t, counted up already, 0-d float32 tensors; all on the host, or all on the device.
         lr: on the host or the device.
         numels: elements of the logical tensors, where those given are shards.
