@@ -27,7 +27,9 @@ class Backend(Protocol):
     """One step of Algorithm 1 on N real, non-empty tensors of one device, in three phases or in one.
 
     It is built as ``Backend(params, grads, momentums, fims, steps, **options)`` with t already counted up, and used
-    once. `numels` among the options gives the elements of the logical tensors, where those given are shards of them.
+    once. `numels` among the options gives the elements of the logical tensors, where those given are shards of them,
+    `offsets` the numbers of their first elements in these, and `indices` those of the tensors, both for the stochastic
+    rounding.
     """
 
     def gradient_sums(self) -> Tensor:
@@ -64,6 +66,7 @@ def fused_refusal(
     grads: Sequence[Tensor],
     momentums: Sequence[Tensor],
     fims: Sequence[Tensor],
+    steps: Sequence[Tensor],
     options: Mapping[str, Any],
     device: str,
 ) -> str | None:
@@ -73,7 +76,7 @@ def fused_refusal(
     if module is None:
         return name
     try:
-        reason: str | None = module.refusal(params, grads, momentums, fims, options)
+        reason: str | None = module.refusal(params, grads, momentums, fims, steps, options)
     except Exception as error:  # a build that fails in an unforeseen way must not end a training run
         reason = f"{type(error).__name__}: {error}"
     return reason
@@ -90,6 +93,7 @@ def choose(
     grads: Sequence[Tensor],
     momentums: Sequence[Tensor],
     fims: Sequence[Tensor],
+    steps: Sequence[Tensor],
     *,
     foreach: bool | None,
     fused: bool | None,
@@ -111,7 +115,7 @@ def choose(
     if fused is not False and not is_ablation(options) and not torch.compiler.is_compiling():
         reason = "it takes plain tensors only"
         if plain:
-            refused = fused_refusal(params, grads, momentums, fims, options, device)
+            refused = fused_refusal(params, grads, momentums, fims, steps, options, device)
             if refused is None:
                 module, name = fused_backend(device)
                 backend: Callable[..., Backend] = getattr(module, name)

@@ -13,6 +13,7 @@ from fadam.metric import (
     Undo,
     bias_correction,
     count,
+    dense_strides,
     fim_weights,
     norm_dtype,
     stochastic_bfloat16,
@@ -38,13 +39,15 @@ class ForeachBackend:
         *,
         numels: Sequence[int] | None = None,
         offsets: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         found_inf: Tensor | None = None,
         **options: Any,
     ) -> None:
         numels = [p.numel() for p in params] if numels is None else numels
         offsets = [0] * len(params) if offsets is None else offsets
+        indices = range(len(params)) if indices is None else indices
         self._undo = Undo(found_inf, params, momentums, fims)
-        lists: tuple[Sequence[Any], ...] = params, grads, momentums, fims, steps, numels, offsets
+        lists: tuple[Sequence[Any], ...] = params, grads, momentums, fims, steps, numels, offsets, indices
         self._parts = [
             _Part(index, *([x[i] for i in index] for x in lists), **options)
             for index in _alike(params, grads, momentums, fims)
@@ -93,6 +96,7 @@ class _Part:
         steps: list[Tensor],
         numels: list[int],
         offsets: list[int],
+        indices: list[int],
         *,
         lr: float | Tensor,
         beta1: float,
@@ -111,7 +115,8 @@ class _Part:
         stochastic_rounding: bool = False,
         grad_scale: Tensor | None = None,
     ) -> None:
-        self.index, self.params, self.momentums, self.fims, self.offsets = index, params, momentums, fims, offsets
+        self.index, self.params, self.momentums, self.fims = index, params, momentums, fims
+        self.offsets, self.indices = offsets, indices
         self.lr, self.beta1, self.beta2, self.eps, self.eps2, self.clip = lr, beta1, beta2, eps, eps2, clip
         self.rho, self.weight_decay, self.eps_mode = rho, weight_decay, eps_mode
         self.natural_momentum, self.natural_decay = momentum == "natural", decay == "natural"
@@ -199,15 +204,17 @@ class _Part:
 
         thetas = _cast(self.params, self.dtype) if self.stochastic else self.params
         if isinstance(self.lr, Tensor):
-            rate = self.lr.to(device=thetas[0].device, dtype=self.dtype, non_blocking=True)
+            device = thetas[0].device
+            rate = self.lr.to(device=device, dtype=self.dtype, non_blocking=device.type != "cpu")
             updates = list(torch._foreach_mul(updates, rate))
             step = -1.0
         else:
             step = -self.lr
         if self.stochastic:
             values = torch._foreach_add(thetas, updates, alpha=step)
-            for param, value, t, i, offset in zip(self.params, values, self.ts, self.index, self.offsets, strict=True):
-                param.copy_(stochastic_bfloat16(value, t, i, offset))
+            places = zip(self.ts, self.indices, self.offsets, strict=True)
+            for param, value, place in zip(self.params, values, places, strict=True):
+                param.copy_(stochastic_bfloat16(value, *place, strides=dense_strides(param)))
         else:
             torch._foreach_add_(thetas, updates, alpha=step)  # inductor drops the alpha of _foreach_sub_
 

@@ -5,20 +5,22 @@ Everything here changes `params`, `momentums`, `fims` and `steps` in place and n
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fadam.backend import choose
+from fadam.backend import Backend, choose
 from fadam.foreach import ForeachBackend
 from fadam.metric import (
     Undo,
     bias_correction,
     clip_divisor,
     count,
+    dense_strides,
     empirical_fim,
     epsilon,
     metric,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from fadam.sharding import Share
 
 _PLAIN = {Tensor, torch.nn.Parameter}
+Task = Callable[[], "Share | None"]  # counts a step; takes it, or tells what is left to do for sharded tensors
 
 
 def fadam(
@@ -59,6 +62,7 @@ def fadam(
     differentiable: bool = False,
     fused: bool | None = None,
     stochastic_rounding: bool = False,
+    indices: Sequence[int] | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
@@ -74,6 +78,8 @@ def fadam(
         fims: f_{t-1}, likewise.
         steps: t-1, 0-d float32 tensors, one a parameter; on the host, or with `capturable` on the parameter's
             device.
+        indices: numbers that stand for the tensors in the random bits of `stochastic_rounding`; None is their place in
+            the list.
         grad_scale: what the gradients are to be divided by first, as ``torch.amp.GradScaler`` gives it; 0-d float32.
         found_inf: where it is not 0, nothing is changed, `steps` included; 0-d float32. The steps must then be
             where it is, unless it is on the host.
@@ -84,7 +90,7 @@ def fadam(
         ValueError: if two of `foreach`, `fused` and `differentiable` are true, or `stochastic_rounding` with
             `differentiable`; for sharded parameters that FAdam cannot step.
     """
-    shares = begin(
+    tasks = begin(
         params,
         grads,
         momentums,
@@ -94,6 +100,7 @@ def fadam(
         fused=fused,
         differentiable=differentiable,
         found_inf=found_inf,
+        indices=indices,
         lr=lr,
         beta1=beta1,
         beta2=beta2,
@@ -111,10 +118,7 @@ def fadam(
         stochastic_rounding=stochastic_rounding,
         grad_scale=grad_scale,
     )
-    if shares:
-        from fadam.sharding import finish
-
-        finish(shares)
+    take(tasks)
 
 
 def begin(
@@ -128,10 +132,13 @@ def begin(
     fused: bool | None,
     differentiable: bool,
     found_inf: Tensor | None,
+    indices: Sequence[int] | None,
     **options: Any,
-) -> list[Share]:
-    """Step the plain tensors, and return what is left to do for the sharded ones: `fadam.sharding.finish` does that
-    for all groups of an optimizer together."""
+) -> list[Task]:
+    """Check whether the step can be taken, and return what `take` then does, with that of other groups.
+
+    Nothing has been counted or written before.
+    """
     if options["capturable"] and any(p.device != step.device for p, step in zip(params, steps, strict=True)):
         raise RuntimeError("FAdam: with capturable=True each step tensor must be on its parameter's device")
     if foreach and differentiable:
@@ -148,19 +155,23 @@ def begin(
     lr = options["lr"]
     options["lr"] = lr.reshape(()) if isinstance(lr, Tensor) else lr
 
+    numbers = range(len(params)) if indices is None else indices
+    rounds = options["stochastic_rounding"]
+
     filled = [i for i, p in enumerate(params) if p.numel() > 0]
-    shares: list[Share] = []
+    tasks: list[Task] = []
     if not {type(p) for p in params} <= _PLAIN:
         picked = [i for i in filled if is_sharded(params[i])]
         if picked:
             from fadam.sharding import prepare
 
-            shares = prepare(
+            tasks += prepare(
                 *_picked(picked, params, grads, momentums, fims, steps),
                 foreach=foreach,
                 fused=fused,
                 differentiable=differentiable,
                 found_inf=found_inf,
+                indices=[numbers[i] for i in picked] if rounds else None,
                 **options,
             )
             filled = [i for i in filled if not is_sharded(params[i])]
@@ -171,22 +182,45 @@ def begin(
     for device, index in by_device.items():
         tensors = (
             [_as_real(params[i]) for i in index],
-            [_as_real(grads[i].resolve_conj()) for i in index],
+            [_resolved(grads[i]) for i in index],
             [momentums[i] for i in index],
             [fims[i] for i in index],
         )
         counts = [steps[i] for i in index]
-        backend = choose(*tensors, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
-        amp = amp_tensors(device, counts, options["grad_scale"], found_inf)
-        count_up(counts)
+        backend = choose(*tensors, counts, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
+        more: dict[str, Any] = {**options, **amp_tensors(device, counts, options["grad_scale"], found_inf)}
+        more["indices"] = [numbers[i] for i in index] if rounds else None
         if backend is None:
-            _single_tensor_fadam(*tensors, counts, differentiable=differentiable, **{**options, **amp})
+            more["differentiable"] = differentiable
+        tasks.append(functools.partial(_step_plain, torch.is_grad_enabled(), backend, tensors, counts, more))
+    return tasks
+
+
+def take(tasks: Sequence[Task]) -> None:
+    """Step the plain tensors, and then the sharded ones of all tasks together."""
+    shares = [share for task in tasks if (share := task()) is not None]
+    if shares:
+        from fadam.sharding import finish
+
+        finish(shares)
+
+
+def _step_plain(
+    recorded: bool,
+    backend: Callable[..., Backend] | None,
+    tensors: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]],
+    steps: list[Tensor],
+    options: dict[str, Any],
+) -> None:
+    with torch.set_grad_enabled(recorded):  # as where it was begun
+        count_up(steps)
+        if backend is None:
+            _single_tensor_fadam(*tensors, steps, **options)
         else:
-            backend(*tensors, counts, **{**options, **amp}).run()
+            backend(*tensors, steps, **options).run()
             if backend is not ForeachBackend:
                 written(*tensors)
-        take_back(counts, amp["found_inf"])
-    return shares
+        take_back(steps, options["found_inf"])
 
 
 def is_sharded(param: Tensor) -> bool:
@@ -199,22 +233,24 @@ def amp_tensors(
     device: torch.device, steps: Sequence[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> dict[str, Tensor | None]:
     """`grad_scale` and `found_inf` where the tensors are, the latter as 0 or 1."""
+    asynchronous = device.type != "cpu"  # where the host would read a number that has not arrived
     if found_inf is not None:
-        found_inf = (found_inf.to(device, non_blocking=True) != 0).to(torch.float32).reshape(())
+        found_inf = (found_inf.to(device, non_blocking=asynchronous) != 0).to(torch.float32).reshape(())
         if any(step.device != device for step in steps):
             raise RuntimeError(
                 "FAdam: with found_inf on a device each step tensor must be on its parameter's device; "
                 "fused=True or capturable=True, set before the first step, put it there"
             )
     if grad_scale is not None:
-        grad_scale = grad_scale.to(device, torch.float32, non_blocking=True).reshape(())
+        grad_scale = grad_scale.to(device, torch.float32, non_blocking=asynchronous).reshape(())
     return {"grad_scale": grad_scale, "found_inf": found_inf}
 
 
 def count_up(steps: list[Tensor]) -> None:
     """t, in place."""
     if steps[0].is_cpu and not torch.compiler.is_compiling():
-        torch._foreach_add_(steps, torch.ones(()), alpha=1.0)  # else the number is made a tensor for each of them
+        # Else the number is made a tensor for each of them.
+        torch._foreach_add_(steps, torch.ones((), dtype=torch.float32, device="cpu"), alpha=1.0)
     else:
         torch._foreach_add_(steps, 1)
 
@@ -241,6 +277,11 @@ def written(params: Sequence[Tensor], grads: Sequence[Tensor], *states: Sequence
 
 def _picked(index: Sequence[int], *lists: Sequence[Tensor]) -> list[list[Tensor]]:
     return [[tensors[i] for i in index] for tensors in lists]
+
+
+def _resolved(grad: Tensor) -> Tensor:
+    """As a real tensor, without a conjugation or negation that is only noted on it: an address tells neither."""
+    return (torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad).resolve_neg()
 
 
 def _as_real(x: Tensor) -> Tensor:
@@ -270,6 +311,7 @@ def _single_tensor_fadam(
     capturable: bool,
     differentiable: bool,
     stochastic_rounding: bool,
+    indices: Sequence[int] | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
@@ -316,7 +358,8 @@ def _single_tensor_fadam(
             update = update.add(w, alpha=weight_decay)
 
         if stochastic_rounding and param.dtype == torch.bfloat16:
-            param.copy_(stochastic_bfloat16(theta - update * lr, t, i))
+            assert indices is not None
+            param.copy_(stochastic_bfloat16(theta - update * lr, t, indices[i], strides=dense_strides(param)))
         # In place with the promoted dtype: a bfloat16 parameter is rounded once, after the subtraction.
         elif isinstance(lr, Tensor):
             param.sub_(update * lr)

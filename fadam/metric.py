@@ -120,6 +120,13 @@ def store(target: Tensor, value: Tensor) -> None:
     target.copy_(value)
 
 
+def dense_strides(x: Tensor) -> tuple[int, ...]:
+    """The strides of `x`, without its gaps if there are any between its elements."""
+    if x.is_contiguous():
+        return x.stride()
+    return torch.empty_like(x, device="meta", memory_format=torch.preserve_format).stride()
+
+
 def _scrambled(x: Any) -> Any:
     """A bijection of the integers under 2^32 whose bits are as good as random; the multipliers are those of Chris
     Wellons' hash-prospector. Of a host number or an int64 tensor."""
@@ -128,15 +135,25 @@ def _scrambled(x: Any) -> Any:
     return x ^ (x >> 16)
 
 
-def stochastic_bfloat16(x: Tensor, t: Scalar, index: int, offset: int = 0) -> Tensor:
+def stochastic_bfloat16(
+    x: Tensor, t: Scalar, index: int, offset: int = 0, strides: Sequence[int] | None = None
+) -> Tensor:
     """x rounded to one of the two bfloat16 numbers around it, the nearer the likelier, so that the mean is kept.
 
     The random bits are a function of (t, index, number of the element + offset) alone: no generator, so that
-    replicas agree and a resumed run goes on exactly.
+    replicas agree and a resumed run goes on exactly. The fused implementations have the same function.
+
+    Args:
+        x: any shape and real dtype.
+        t: the step, from 1.
+        index: number of the tensor.
+        offset: number of its first element.
+        strides: the order by which elements are numbered, that of their place in memory; None is that of the axes.
     """
     now = t.to(torch.int64) if isinstance(t, Tensor) else int(t)
     key = _scrambled((_scrambled(now) + index) & 0xFFFFFFFF)
-    place = torch.arange(offset, offset + x.numel(), device=x.device).view(x.shape)
+    place = torch.arange(offset, offset + x.numel(), device=x.device)
+    place = place.view(x.shape) if strides is None else place.as_strided(x.shape, strides)
     place = (place ^ ((place >> 32) * 0x9E3779B1)) & 0xFFFFFFFF
     noise = _scrambled((_scrambled(place ^ key) + key) & 0xFFFFFFFF) & 0xFFFF
     # The upper half of a float32 is a bfloat16: random lower bits carry into it with the right probability.

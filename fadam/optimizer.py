@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fadam.backend import fused_refusal, is_ablation
-from fadam.functional import begin, is_sharded
-
-if TYPE_CHECKING:
-    from fadam.sharding import Share
+from fadam.functional import Task, begin, is_sharded, take
 
 STATE_KEYS = ("step", "momentum", "fim")
 
@@ -105,8 +102,8 @@ class FAdam(Optimizer):
             and replayed. Slower otherwise. Set it before the first step.
         differentiable: let autograd record the step. The parameters must then not be leaves that require a
             gradient, as for torch's own optimizers. Not together with ``foreach=True`` or ``fused=True``.
-        momentum_dtype: dtype of the momentum state; None is the parameter's.
-        fim_dtype: dtype of the FIM state; None is the parameter's.
+        momentum_dtype: dtype of the momentum state, or its name ("bfloat16"); None is the parameter's.
+        fim_dtype: dtype of the FIM state, or its name; None is the parameter's.
         fused: use the fused implementation: Triton kernels on CUDA devices, on the host C++ that is compiled
             at the first step of this machine and user and kept (see :mod:`fadam.fused.cpu`). It passes over
             memory as few times as there is a way to, and holds no copies. None takes it where it can be had,
@@ -117,9 +114,11 @@ class FAdam(Optimizer):
             a step under ``torch.compile``. They agree to rounding errors, not bit for bit.
         stochastic_rounding: round a bfloat16 parameter to one of the two numbers around its new value, the
             nearer the likelier, so that steps much smaller than its resolution of 0.4% add up instead of
-            vanishing. The random bits are a function of t, the tensor's place in its group and the element's
-            in the tensor: replicas agree, a resumed run goes on exactly, and no generator is touched.
-            Without effect on parameters of other dtypes. Not together with ``differentiable=True``.
+            vanishing. The random bits are a function of t, the tensor's place among all parameters of the
+            optimizer and the element's in the tensor's memory: replicas agree, a resumed run goes on exactly, and
+            no generator is touched. It is the same function in every implementation; what it rounds agrees to
+            rounding errors only. Shards along the first axis draw what the whole tensor does, other ones their own
+            bits. Without effect on parameters of other dtypes. Not together with ``differentiable=True``.
 
     State, for each parameter that has had a gradient:
         - ``step``: t, 0-d, float32, on the host unless ``capturable`` or ``fused=True``;
@@ -151,11 +150,12 @@ class FAdam(Optimizer):
     Raises:
         ValueError: at construction, or when a group is added, for an option outside its range, naming the
             option, the value and what is allowed, and for parameters flattened by FSDP1; when loading, for a
-            state that is not FAdam's; in a step, for sharded parameters with a Partial placement, or whose
-            gradient or state is not sharded.
+            state that is not FAdam's or of another shape than its parameter; in a step, for parameters that FSDP1
+            has flattened since, and for sharded ones with a Partial placement, or whose gradient or state is not
+            sharded.
         RuntimeError: for ``fused=True`` where that cannot be had, with the reason; in a step, for a sparse
             gradient, for ``capturable`` with states on another device, and for a CUDA graph capture without
-            ``capturable``.
+            ``capturable`` or with a learning rate that is a tensor on the host.
 
     Caveats:
         - The loss should be the negative log-probability of a discrete distribution; the squared gradient is
@@ -199,8 +199,8 @@ class FAdam(Optimizer):
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
-        momentum_dtype: torch.dtype | None = None,
-        fim_dtype: torch.dtype | None = None,
+        momentum_dtype: torch.dtype | str | None = None,
+        fim_dtype: torch.dtype | str | None = None,
         fused: bool | None = None,
         stochastic_rounding: bool = False,
     ) -> None:
@@ -276,7 +276,8 @@ class FAdam(Optimizer):
         """Load a state dict; `momentum` and `fim` keep the dtypes they were saved with, and are copied.
 
         Raises:
-            ValueError: if a parameter's state is not FAdam's, or the groups do not match.
+            ValueError: if a parameter's state is not FAdam's or of another shape than the parameter, or the groups do
+                not match.
         """
         # Base class and hooks may replace the dict, so that what is loaded is known to the last of the
         # pre-hooks only.
@@ -290,16 +291,22 @@ class FAdam(Optimizer):
                         f"FAdam: the state of parameter {key} has {sorted(entry)}, not {sorted(STATE_KEYS)}; "
                         "it is not a state of FAdam"
                     )
+            for group, saved in zip(self.param_groups, final["param_groups"], strict=False):  # the base class counts
+                names = group.get("param_names", saved["params"])
+                for name, key, param in zip(names, saved["params"], group["params"], strict=False):
+                    if key in final["state"]:
+                        _check_shapes(name, param, final["state"][key])
             loaded.update(final)
 
         def restore(_: Optimizer) -> None:
             keys = [key for group in loaded["param_groups"] for key in group["params"]]
-            params = [p for group in self.param_groups for p in group["params"]]
-            for key, param in zip(keys, params, strict=True):
+            params = [(p, group) for group in self.param_groups for p in group["params"]]
+            for key, (param, group) in zip(keys, params, strict=True):
                 if key not in loaded["state"]:
                     continue
                 saved, state = loaded["state"][key], self.state[param]
-                state["step"] = state["step"].clone()
+                step = saved["step"] if isinstance(saved["step"], Tensor) else torch.tensor(saved["step"], device="cpu")
+                state["step"] = step.to(_step_device(param, group), torch.float32, copy=True).reshape(())
                 for name in ("momentum", "fim"):
                     state[name] = saved[name].to(device=param.device, copy=True)
 
@@ -327,25 +334,28 @@ class FAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        # All of them before the first update, so that a sparse gradient leaves every parameter as it was.
+        # All groups are checked before the first update, so that one that is refused leaves every parameter as it was.
         stepped = [[p for p in group["params"] if _has_dense_grad(p)] for group in self.param_groups]
-        shares: list[Share] = []
+        tasks: list[Task] = []
+        first = 0
         for group, params in zip(self.param_groups, stepped, strict=True):
             with torch.set_grad_enabled(group["differentiable"]):
-                shares += self._step_group(group, params)
-        if shares:
-            from fadam.sharding import finish
-
-            finish(shares)
+                tasks += self._tasks(group, params, first)
+            first += len(group["params"])
+        take(tasks)
         return loss
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> list[Share]:
-        """Step the group's plain tensors and return what is left to do for its sharded ones."""
+    def _tasks(self, group: dict[str, Any], params: list[Tensor], first: int) -> list[Task]:
+        """What there is to do for one group, once it has been checked; `first` is the number of its first parameter
+        among all of the optimizer's."""
         states = [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
             if not state:
                 state.update(initial_state(p, group))
         beta1, beta2 = group["betas"]
+        indices = None
+        if group["stochastic_rounding"]:  # whether others have gradients must not matter
+            indices = [i for i, p in enumerate(group["params"], first) if p.grad is not None]
         return begin(
             params,
             [p.grad for p in params if p.grad is not None],
@@ -370,6 +380,7 @@ class FAdam(Optimizer):
             differentiable=group["differentiable"],
             fused=group["fused"],
             stochastic_rounding=group["stochastic_rounding"],
+            indices=indices,
             grad_scale=self._scaler_number("grad_scale"),
             found_inf=self._scaler_number("found_inf"),
         )
@@ -382,17 +393,23 @@ class FAdam(Optimizer):
     def _check_capture(self) -> None:
         if torch.compiler.is_compiling() or not torch.cuda.is_available():
             return
-        if torch.cuda.is_current_stream_capturing() and not all(g["capturable"] for g in self.param_groups):
-            raise RuntimeError("FAdam: capturing a step in a CUDA graph needs capturable=True in every group")
+        if not torch.cuda.is_current_stream_capturing():
+            return
+        for group in self.param_groups:
+            if not group["capturable"]:
+                raise RuntimeError("FAdam: capturing a step in a CUDA graph needs capturable=True in every group")
+            if isinstance(group["lr"], Tensor) and group["lr"].is_cpu:
+                raise RuntimeError(
+                    "FAdam: a CUDA graph would keep the number that lr, a tensor on the host, has in the capture; put "
+                    "it on the parameters' device to change it between replays, or make it a float"
+                )
 
 
 def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     """t = 0, m_0 = 0 and f_0 = 1 for one parameter, in the group's dtypes."""
     real = torch.view_as_real(param) if param.is_complex() else param
-    # On the host, a step count costs no kernel; but a scaler's found_inf, which may take a step back, is on the device.
-    device = param.device if group["capturable"] or group["fused"] else "cpu"
     return {
-        "step": torch.zeros((), dtype=torch.float32, device=device),
+        "step": torch.zeros((), dtype=torch.float32, device=_step_device(param, group)),
         "momentum": torch.zeros_like(
             real, dtype=group["momentum_dtype"], memory_format=torch.preserve_format, requires_grad=False
         ),
@@ -400,6 +417,29 @@ def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
             real, dtype=group["fim_dtype"], memory_format=torch.preserve_format, requires_grad=False
         ),
     }
+
+
+def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:
+    # On the host, a step count costs no kernel; but a scaler's found_inf, which may take a step back, is on the device.
+    return param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+
+
+def _check_shapes(name: object, param: Tensor, state: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for a state of another shape than its parameter: implementations that pass addresses would write
+            beyond its end.
+    """
+    expected = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
+    for key in ("momentum", "fim"):
+        if tuple(state[key].shape) != expected:
+            raise ValueError(
+                f"FAdam: the state of parameter {name} is another's: its {key} has the shape "
+                f"{tuple(state[key].shape)}, not {expected}, for a parameter of shape {tuple(param.shape)}"
+            )
+    step = state["step"]
+    if isinstance(step, Tensor) and step.numel() != 1:
+        raise ValueError(f"FAdam: the step of parameter {name} has the shape {tuple(step.shape)}; it is one number")
 
 
 def _check_param(param: Tensor) -> None:
@@ -423,7 +463,7 @@ def _check_params(group: Mapping[str, Any]) -> None:
         _check_param(param)
     if group["fused"] and not is_ablation(group):
         for device in {p.device.type for p in group["params"]} - {"meta"}:  # those may get a device yet
-            refused = fused_refusal([], [], [], [], group, device)
+            refused = fused_refusal([], [], [], [], [], group, device)
             if refused is not None:
                 raise RuntimeError(f"FAdam: fused=True is not available: {refused}")
 
@@ -436,13 +476,15 @@ def whole(x: Tensor) -> Tensor:
 def _has_dense_grad(param: Tensor) -> bool:
     if param.grad is None:
         return False
+    if getattr(param, "_fsdp_flattened", False):  # FSDP1 may have come after the optimizer
+        _check_param(param)
     if param.grad.is_sparse:
         raise RuntimeError("FAdam does not support sparse gradients; use sparse=False in the embedding")
     return True
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with numbers as plain floats and betas as a tuple.
+    """The options with numbers as plain floats, betas as a tuple and dtypes as such.
 
     Raises:
         ValueError: naming the first option that is outside its range, its value and what is allowed.
@@ -485,8 +527,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if options["stochastic_rounding"] and options["differentiable"]:
         raise _refusal("stochastic_rounding", True, "False with differentiable=True")
     for name in _DTYPES:
-        if options[name] is not None and options[name] not in _STATE_DTYPES:
-            raise _refusal(name, options[name], "None or one of " + ", ".join(map(str, _STATE_DTYPES)))
+        dtype = options[name]
+        if isinstance(dtype, str):
+            dtype = {str(known).removeprefix("torch."): known for known in _STATE_DTYPES}.get(dtype, dtype)
+        if dtype is not None and dtype not in _STATE_DTYPES:
+            raise _refusal(name, dtype, "None or one of " + ", ".join(map(str, _STATE_DTYPES)) + ", or its name")
+        checked[name] = dtype
     return checked
 
 

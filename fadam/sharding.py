@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fadam.backend import Backend, choose
 from fadam.foreach import ForeachBackend
@@ -42,6 +43,9 @@ class Share(NamedTuple):
     found_inf: Tensor | None
 
 
+_stand_ins: MutableMapping[Tensor, list[Tensor]] = WeakTensorKeyDictionary()
+
+
 @torch.no_grad()
 def prepare(
     params: Sequence[Tensor],
@@ -55,9 +59,11 @@ def prepare(
     differentiable: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    indices: Sequence[int] | None,
     **options: Any,
-) -> list[Share]:
-    """Count the steps of non-empty DTensor parameters up and return this process's share of the work for `finish`.
+) -> list[Callable[[], Share]]:
+    """Check non-empty DTensor parameters, and return what counts their steps up and gives this process's share of the
+    work for `finish`.
 
     The gradient may be placed otherwise than its parameter; it is redistributed then, with a collective of its own.
 
@@ -73,7 +79,7 @@ def prepare(
         if p.device_mesh.get_coordinate() is not None:  # else this process holds nothing of it
             by_mesh.setdefault((p.device_mesh, p.device), []).append(i)
 
-    shares = []
+    tasks: list[Callable[[], Share]] = []
     for (mesh, device), index in by_mesh.items():
         rows, counted = [], []
         for i in index:
@@ -82,9 +88,9 @@ def prepare(
             coordinate = mesh.get_coordinate()
             assert coordinate is not None
             row = [_local(x) for x in (p, _placed(grads[i], p), _checked(momentums[i], p), _checked(fims[i], p))]
+            row[1] = row[1].resolve_neg()  # an address does not tell of it
             if row[0].numel() == 0:
-                # So that every process has the same list, one element that counts for nothing is stepped instead.
-                row = [x.new_ones(1) for x in row]
+                row = _stand_in(momentums[i], row)
                 counted.append(False)
             else:
                 replicated = [placement.is_replicate() for placement in p.placements]
@@ -93,20 +99,32 @@ def prepare(
         tensors = [list(column) for column in zip(*rows, strict=True)]
         counts = [steps[i] for i in index]
         make: Callable[..., Backend] = choose(
-            tensors[0], tensors[1], tensors[2], tensors[3],
+            tensors[0], tensors[1], tensors[2], tensors[3], counts,
             foreach=foreach, fused=fused, differentiable=False, options=options,
         ) or ForeachBackend  # fmt: skip
         amp = amp_tensors(device, counts, grad_scale, found_inf)
-        count_up(counts)
         more: dict[str, Any] = {
             **options,
             **amp,
             "numels": [params[i].numel() for i in index],
-            "offsets": [_offset(params[i]) for i in index] if options["stochastic_rounding"] else None,
+            "offsets": [_offset(params[i]) for i in index] if indices else None,
+            "indices": [indices[i] for i in index] if indices else None,
         }
-        backend = make(*tensors, counts, **more)
-        shares.append(Share(mesh, backend, tuple(counted), tensors, counts, amp["found_inf"]))
-    return shares
+        tasks.append(functools.partial(_share, mesh, make, tuple(counted), tensors, counts, more))
+    return tasks
+
+
+@torch.no_grad()
+def _share(
+    mesh: DeviceMesh,
+    make: Callable[..., Backend],
+    counted: tuple[bool, ...],
+    tensors: list[list[Tensor]],
+    steps: list[Tensor],
+    options: dict[str, Any],
+) -> Share:
+    count_up(steps)
+    return Share(mesh, make(*tensors, steps, **options), counted, tensors, steps, options["found_inf"])
 
 
 @torch.no_grad()
@@ -215,6 +233,17 @@ def _new_group(ranks: tuple[int, ...], world: dist.ProcessGroup) -> dist.Process
     group = dist.new_group(list(ranks), use_local_synchronization=True)
     assert isinstance(group, dist.ProcessGroup)  # for a member
     return group
+
+
+def _stand_in(state: Tensor, row: list[Tensor]) -> list[Tensor]:
+    """One element that counts for nothing, stepped instead of an empty shard so that every process has the same list.
+
+    It is kept as long as the state, because a captured graph goes on writing to it.
+    """
+    kept = _stand_ins.get(state)
+    if kept is None or [(x.dtype, x.device) for x in kept] != [(x.dtype, x.device) for x in row]:
+        kept = _stand_ins[state] = [x.new_ones(1) for x in row]
+    return kept
 
 
 def _local(x: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ struct FAdamCall {
   const int64_t *numels;                                     // elements that are here
   const int64_t *logical;                                    // elements that an RMS is over, or null: the same
   const int64_t *offsets;                                    // number of the first element here, or null: 0
+  const int64_t *indices;                                    // number of the tensor, or null: place in the list
   double *gradient_sums;                                     // N
   double *metric_sums;                                       // 2 x N
   double lr, beta1, beta2, eps, eps2, clip, rho, weight_decay, grad_scale; // clip 0: none; grad_scale 0: none
@@ -181,31 +182,24 @@ void store(uint64_t address, uint8_t type, int64_t first, int64_t n, T *values, 
   }
 }
 
-inline uint64_t mix(uint64_t x) { // splitmix64
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
+// The random bits are those of metric.stochastic_bfloat16.
 inline uint32_t mix(uint32_t x) {
   x = (x ^ (x >> 16)) * 0x7feb352du;
   x = (x ^ (x >> 15)) * 0x846ca68bu;
   return x ^ (x >> 16);
 }
 
-// Elements `number` ... of a tensor whose `seed` stands for it and for the step.
+// Elements `number` ... of a tensor whose `key` stands for it and for the step.
 template <class T>
-void store_stochastically(uint64_t address, int64_t first, int64_t n, const T *values, uint64_t seed, uint64_t number) {
+void store_stochastically(uint64_t address, int64_t first, int64_t n, const T *values, uint32_t key, uint64_t number) {
   auto *x = reinterpret_cast<uint16_t *>(address) + first;
   for (int64_t i = 0; i < n;) {
     // The upper half of an element's number is the same for a whole run of them.
-    const uint64_t key = mix(seed ^ mix((number + i) >> 32));
-    const uint32_t low = uint32_t(number + i), a = uint32_t(key), b = uint32_t(key >> 32);
+    const uint32_t low = uint32_t(number + i), other = (uint32_t((number + i) >> 32) * 0x9e3779b1u) ^ key;
     const int64_t run = std::min<int64_t>(n - i, int64_t(0x100000000u - low));
 #pragma omp simd
     for (int64_t k = 0; k < run; ++k)
-      x[i + k] = to_bfloat16(float(values[i + k]), mix(mix(low + uint32_t(k) + a) ^ b) >> 16);
+      x[i + k] = to_bfloat16(float(values[i + k]), mix(mix((low + uint32_t(k)) ^ other) + key) & 0xffffu);
     i += run;
   }
 }
@@ -570,7 +564,7 @@ private:
 
   template <Way way, class T>
   void update_all(const Team &team, const Metric<T> &c, const Update<T> &u, bool decays) const {
-    const uint64_t seed = mix(mix(uint64_t(t_)) ^ uint64_t(index_));
+    const uint32_t key = mix(mix(uint32_t(t_)) + uint32_t(call_.indices ? call_.indices[index_] : index_));
     const uint64_t number = call_.offsets ? uint64_t(call_.offsets[index_]) : 0;
     const bool stochastic = call_.stochastic_rounding && types_[0] == kBFloat16;
     const auto one = [&](int64_t chunk, Buffers<T> &b) {
@@ -585,7 +579,7 @@ private:
         store(f_, types_[3], i, n, f, true);
         store(m_, types_[2], i, n, m, true);
         if (stochastic)
-          store_stochastically(p_, i, n, p, seed, number + uint64_t(i));
+          store_stochastically(p_, i, n, p, key, number + uint64_t(i));
         else
           store(p_, types_[0], i, n, p, false);
       });

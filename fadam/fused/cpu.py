@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fadam.metric import dense_strides
+
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 _FLAGS = ("-O3", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _NATIVE = ("-march=native",)
@@ -43,7 +45,8 @@ class _Call(ctypes.Structure):
     _fields_ = (
         ("size", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("params", "grads", "momentums", "fims", "steps", "types")),
-        *((name, ctypes.c_void_p) for name in ("numels", "logical", "offsets", "gradient_sums", "metric_sums")),
+        *((name, ctypes.c_void_p) for name in ("numels", "logical", "offsets", "indices")),
+        *((name, ctypes.c_void_p) for name in ("gradient_sums", "metric_sums")),
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "eps2", "clip", "rho")),
         *((name, ctypes.c_double) for name in ("weight_decay", "grad_scale")),
         *((name, ctypes.c_int32) for name in ("eps_mode", "maximize", "stochastic_rounding", "threads")),
@@ -65,6 +68,7 @@ def refusal(
     grads: Sequence[Tensor],
     momentums: Sequence[Tensor],
     fims: Sequence[Tensor],
+    steps: Sequence[Tensor],
     options: Mapping[str, Any],
 ) -> str | None:
     """Why :class:`CpuBackend` cannot take this step, as a clause, or None if it can.
@@ -72,7 +76,7 @@ def refusal(
     The first call compiles the library, if no earlier process of this user has.
 
     Args:
-        params, grads, momentums, fims: as for `CpuBackend`.
+        params, grads, momentums, fims, steps: as for `CpuBackend`.
         options: what is chosen of ``momentum``, ``decay``, ``correct_momentum``, ``differentiable`` and
             ``stochastic_rounding``.
     """
@@ -89,6 +93,12 @@ def refusal(
             return f"it knows no {dtype}"
     if any(layout != torch.strided for layout in set(map(attrgetter("layout"), chain(*tensors)))):
         return "not all tensors are strided"
+    # What goes there are addresses alone.
+    sizes = list(map(Tensor.numel, params))
+    if any(list(map(Tensor.numel, list_)) != sizes for list_ in tensors[1:]):
+        return "a gradient or state is not of its parameter's size"
+    if not all(map(attrgetter("is_cpu"), steps)) or set(map(attrgetter("dtype"), steps)) - {torch.float32}:
+        return "not all steps are float32 on the CPU"
     try:
         _library()
     except BuildError as error:
@@ -113,9 +123,10 @@ class CpuBackend:
         lr, beta1, beta2, eps, eps2, clip, rho, weight_decay, eps_mode, maximize: as for :class:`fadam.FAdam`.
         momentum, decay, correct_momentum, capturable: accepted for the sake of one signature; see `refusal`.
         stochastic_rounding: round a bfloat16 parameter up or down with a probability by distance. The random bits are
-            a hash of t, the tensor's place in the list and the element's number, so that equal steps round equally.
+            those of `fadam.metric.stochastic_bfloat16`, so that equal steps round equally.
         numels: elements of each logical tensor, which RMS values are over; None if the tensors are whole.
         offsets: number of a tensor's first element in its logical tensor, for the random bits.
+        indices: number of each tensor, for the random bits; None is its place in the list.
         grad_scale: what gradients are divided by first, one element.
         found_inf: one element; if it is not 0, `apply` and `run` do nothing.
 
@@ -148,6 +159,7 @@ class CpuBackend:
         stochastic_rounding: bool = False,
         numels: Sequence[int] | None = None,
         offsets: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> None:
@@ -164,9 +176,10 @@ class CpuBackend:
             array("q", map(Tensor.numel, lists[0])),
             array("q", numels) if numels is not None else None,
             array("q", offsets) if offsets is not None else None,
+            array("q", indices) if indices is not None else None,
         ]
         self._tensors = (*lists, steps)  # keeps the addresses valid
-        self._sums = torch.zeros(3, count, dtype=torch.float64)
+        self._sums = torch.zeros(3, count, dtype=torch.float64, device="cpu")
         self._call = _Call(
             count,
             *(a.buffer_info()[0] if a is not None else None for a in self._arrays),
@@ -231,11 +244,10 @@ class CpuBackend:
         if all(map(Tensor.is_contiguous, chain(*lists))) and not any(map(Tensor.is_neg, lists[1])):
             return lists
         for i, four in enumerate(zip(*lists, strict=True)):
-            # The parameter's strides, or contiguous ones if it has gaps.
-            strides = torch.empty_like(four[0], device="meta", memory_format=torch.preserve_format).stride()
+            strides = dense_strides(four[0])
             for tensors, x in zip(lists, four, strict=True):
                 if x.stride() != strides or x.is_neg():
-                    tensors[i] = torch.empty_strided(x.shape, strides, dtype=x.dtype).copy_(x)
+                    tensors[i] = torch.empty_strided(x.shape, strides, dtype=x.dtype, device="cpu").copy_(x)
                     if tensors is not lists[1]:
                         self._copies.append((x, tensors[i]))
         return lists

@@ -5,28 +5,29 @@ depend on how many tensors there are or how large: five for the published algori
 eps_t < eps somewhere; see `CudaBackend.run`. The host never waits for the device.
 
 The kernels find the tensors through tables in device memory. What does not change from step to step (a `_Plan`) is
-kept in a cache, keyed by addresses, sizes and dtypes, and holds no tensor of the caller's. Addresses of gradients,
-which often do change, are sent in one asynchronous copy when they have.
+kept, keyed by addresses, sizes and dtypes, as long as the first tensor's momentum lives, and holds no tensor of the
+caller's. Addresses of gradients, which often do change, are sent in one asynchronous copy when they have.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from itertools import accumulate, chain
+from operator import attrgetter
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fadam.foreach import ForeachBackend
 from fadam.fused import cuda_kernels as kernels
-from fadam.metric import fim_weights
+from fadam.metric import dense_strides, fim_weights
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -39,8 +40,8 @@ _PROGRAMS = 16384
 _CHUNKS = (2048, 32768)
 # Addresses that one launch writes while a graph is captured.
 _ADDRESSES = 32
-# Tables of so many parameter groups are kept.
-_KEPT = 64
+# Plans that are kept of each list that begins with one tensor: what else has a gradient may change from step to step.
+_KEPT = 8
 
 
 def refusal(
@@ -48,13 +49,15 @@ def refusal(
     grads: Sequence[Tensor],
     momentums: Sequence[Tensor],
     fims: Sequence[Tensor],
+    steps: Sequence[Tensor],
     options: Mapping[str, Any],
 ) -> str | None:
     """Why :class:`CudaBackend` cannot take this step, as a clause, or None if it can.
 
     Args:
-        params, grads, momentums, fims: as for `CudaBackend`; without any, whether there is a device at all.
-        options: what is chosen of ``momentum``, ``decay``, ``correct_momentum`` and ``differentiable``.
+        params, grads, momentums, fims, steps: as for `CudaBackend`; without any, whether there is a device at all.
+        options: what is chosen of ``momentum``, ``decay``, ``correct_momentum``, ``differentiable`` and
+            ``capturable``.
     """
     for name, only in (("momentum", "natural"), ("decay", "natural"), ("correct_momentum", False)):
         if options.get(name, only) != only:
@@ -67,21 +70,42 @@ def refusal(
         return "it has not been tried on ROCm"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    for device in {p.device for p in params} or {torch.device("cuda")}:
-        if device.type != "cuda":
-            return f"there are {device.type} tensors among CUDA ones"
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            return f"it needs a device of compute capability 8.0 or later, not {major}.{minor}"
-    for tensors in (params, grads, momentums, fims):
-        for x in tensors:
-            if x.dtype not in _TYPES:
-                return f"on CUDA devices it has no {x.dtype} tensors"
     device = params[0].device if params else torch.device("cuda", torch.cuda.current_device())
-    return None if _is_capturing(device) else _trial(device)
+    if device.type != "cuda":
+        return f"there are {device.type} tensors among CUDA ones"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"it needs a device of compute capability 8.0 or later, not {major}.{minor}"
+
+    # All of it in every step, because the kernels get addresses alone; by what costs the host least.
+    tensors = (params, grads, momentums, fims)
+    if set(map(Tensor.get_device, chain(*tensors))) - {device.index}:
+        return "not all gradients and states are on the device of the parameters"
+    places = set(map(attrgetter("device"), steps))
+    if len(places) > 1 or not places <= {torch.device("cpu"), device}:
+        return "not all steps are on the host or all on the device of the parameters"
+    for dtype in set(map(attrgetter("dtype"), chain(*tensors))):
+        if dtype not in _TYPES:
+            return f"on CUDA devices it has no {dtype} tensors"
+    sizes = list(map(Tensor.numel, params))
+    if any(list(map(Tensor.numel, list_)) != sizes for list_ in tensors[1:]):
+        return "a gradient or state is not of its parameter's size"
+    if set(map(attrgetter("dtype"), steps)) - {torch.float32}:
+        return "not all steps are float32"
+    if options.get("capturable"):  # copies would have new addresses in every step
+        for three in zip(params, momentums, fims, strict=True):
+            if not all(x.is_contiguous() for x in three) and not _one_layout(three):
+                return "with capturable=True it needs dense parameters, and states that lie in memory as they do"
+    if device not in _trials:
+        if _is_capturing(device):
+            return f"no step before the capture has tried it on {device}"
+        _trials[device] = _trial(device)
+    return _trials[device]
 
 
-@functools.cache
+_trials: dict[torch.device, str | None] = {}  # what came of them
+
+
 def _trial(device: torch.device) -> str | None:
     """Why the kernels cannot be trusted on this device, or None: two small steps, compared with the multi-tensor loop.
 
@@ -92,8 +116,9 @@ def _trial(device: torch.device) -> str | None:
     options |= {"rho": 0.5, "weight_decay": 0.1, "eps_mode": "adaptive", "maximize": False, "capturable": False}
     options |= {"momentum": "natural", "decay": "natural", "correct_momentum": False}
     backends: tuple[Callable[..., Any], ...] = CudaBackend, ForeachBackend
-    generator = torch.Generator().manual_seed(0)
-    rooms = [torch.randn(size, generator=generator) for size in (8, 2100, 900)]
+    generator = torch.Generator("cpu").manual_seed(0)
+    host: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    rooms = [torch.randn(size, generator=generator, **host) for size in (8, 2100, 900)]
     found: list[list[Tensor]] = []
     try:
         for backend in backends:
@@ -102,7 +127,7 @@ def _trial(device: torch.device) -> str | None:
             momentums, fims = [torch.zeros_like(x) for x in params], [torch.ones_like(x) for x in params]
             for t, scale in enumerate((1e-9, 1.0), 1):
                 grads = [scale * x.flip(0) if x.dim() else x + 1 for x in params]
-                steps = [torch.tensor(float(t)) for _ in params]
+                steps = [torch.tensor(float(t), **host) for _ in params]
                 backend(params, grads, momentums, fims, steps, **options).run()
             found.append([torch.cat([x.reshape(-1) for x in xs]) for xs in (params, momentums, fims)])
         if all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(*found, strict=True)):
@@ -122,15 +147,17 @@ class CudaBackend:
     for granted, and 28 for the update), 52 for a tensor where eps_t < eps; 44 in three phases.
 
     Args:
-        params, grads, momentums, fims: N tensors each, float32, bfloat16 or float16 in any mixture. Those that are
-            not dense, or whose strides differ, are copied, and copied back.
+        params, grads, momentums, fims: N tensors each, float32, bfloat16 or float16 in any mixture. Gradients whose
+            strides are not the parameter's are copied; parameters that are not dense, and states whose strides differ
+            from theirs, are copied and copied back, which a captured graph cannot have. None may be negated lazily.
         steps: t, counted up already, 0-d float32 tensors; all on the host, or all on the device.
         lr: on the host or the device.
         numels: elements of the logical tensors, where those given are shards.
         offsets: where the shards begin in them; for the stochastic rounding only.
         grad_scale: what the gradients are to be divided by, 0-d, on the device.
         found_inf: where it is not 0, nothing is written; 0-d, on the device.
-        stochastic_rounding: of bfloat16 parameters, by a hash of t, index of the tensor and number of the element.
+        indices: number of each tensor, for the stochastic rounding; None is its place in the list.
+        stochastic_rounding: of bfloat16 parameters, with the random bits of `fadam.metric.stochastic_bfloat16`.
 
     Raises:
         RuntimeError: when a CUDA graph is captured without a step on the same tensors before it.
@@ -158,6 +185,7 @@ class CudaBackend:
         stochastic_rounding: bool = False,
         numels: Sequence[int] | None = None,
         offsets: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         **_: Any,
@@ -189,8 +217,9 @@ class CudaBackend:
 
         numels = [p.numel() for p in params] if numels is None else numels
         offsets = [0] * len(params) if offsets is None else offsets
+        indices = range(len(params)) if indices is None else indices
         groups: dict[tuple[torch.dtype, ...], Sequence[int]] = {(): range(self._size)}
-        if any(len({x.dtype for x in tensors}) > 1 for tensors in (params, grads, momentums, fims)):
+        if any(len(set(map(attrgetter("dtype"), tensors))) > 1 for tensors in (params, grads, momentums, fims)):
             groups = {}
             for i, four in enumerate(zip(params, grads, momentums, fims, strict=True)):
                 key = tuple(x.dtype for x in four)
@@ -198,8 +227,9 @@ class CudaBackend:
         self._copies: list[tuple[Tensor, Tensor]] = []
         with self._on_device():
             self._parts = [
-                self._part(index, [[x[i] for i in index] for x in (params, grads, momentums, fims, steps)],
-                           [numels[i] for i in index], [offsets[i] for i in index], beta2, capturable)
+                self._part([[x[i] for i in index] for x in (params, grads, momentums, fims, steps)],
+                           [[x[i] for i in index] for x in (numels, range(self._size), offsets, indices)],
+                           beta2, capturable)
                 for index in groups.values()
             ]  # fmt: skip
 
@@ -346,26 +376,16 @@ class CudaBackend:
 
     def _part(
         self,
-        index: Sequence[int],
         tensors: list[list[Tensor]],
-        numels: list[int],
-        offsets: list[int],
+        numbers: list[list[int]],
         beta2: float,
         capturable: bool,
     ) -> _Part:
         params, grads, momentums, fims, steps = tensors
-        for k, (p, g, m, f) in enumerate(zip(params, grads, momentums, fims, strict=True)):
-            if p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and f.is_contiguous():
-                continue
-            four = p, g, m, f
-            if _one_layout(four):
-                continue
-            for list_, x in zip((params, grads, momentums, fims), four, strict=True):
-                list_[k] = x.contiguous()
-                if list_ is not grads and list_[k] is not x:
-                    self._copies.append((x, list_[k]))
-
-        plan = _plan(params, grads[0].dtype, momentums, fims, numels, offsets, index, capturable, self._launch)
+        owner = momentums[0]
+        if not all(map(Tensor.is_contiguous, chain(params, grads, momentums, fims))):
+            self._copy_unlike(params, grads, momentums, fims)
+        plan = _plan(owner, params, grads[0].dtype, momentums, fims, numbers, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
         partials = torch.empty(3 * plan.n_chunks + 1, dtype=torch.float64, device=self._device)
         part = _Part(plan, gradients, partials, tensors)
@@ -388,6 +408,23 @@ class CudaBackend:
             weights = zip(*(fim_weights(beta2, t) for t in ts), strict=True)
             part.weights = _to_device([*weights, ts], torch.float32, self._device)
         return part
+
+    def _copy_unlike(
+        self, params: list[Tensor], grads: list[Tensor], momentums: list[Tensor], fims: list[Tensor]
+    ) -> None:
+        """Put copies into the lists where four tensors do not lie in memory alike and without gaps."""
+        for k, (p, g, m, f) in enumerate(zip(params, grads, momentums, fims, strict=True)):
+            if all(map(Tensor.is_contiguous, (p, g, m, f))):
+                continue
+            # A plan holds no address of a gradient, so that a copy of one changes from step to step at no cost.
+            strides = dense_strides(p)
+            if g.stride() != strides:
+                grads[k] = _with_strides(g, strides)
+            if not _one_layout((p, m, f)):
+                for list_, x in ((params, p), (momentums, m), (fims, f)):
+                    if x.stride() != strides:
+                        list_[k] = _with_strides(x, strides)
+                        self._copies.append((x, list_[k]))
 
 
 class _Part:
@@ -428,15 +465,16 @@ class _Plan:
         rows: list[Sequence[int]] = [*zip(*columns, strict=True)]
         rows[kernels.FIRST.value : kernels.FIRST.value] = [firsts, counts]
         self.table = _to_device(rows, torch.int64, device)
-        tensor = torch.repeat_interleave(torch.arange(self.n), torch.tensor(counts))
-        number = torch.arange(self.n_chunks) - torch.tensor(firsts)[tensor]
+        host: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
+        tensor = torch.repeat_interleave(torch.arange(self.n, **host), torch.tensor(counts, **host))
+        number = torch.arange(self.n_chunks, **host) - torch.tensor(firsts, **host)[tensor]
         self.chunks = _to_device(torch.stack([tensor, number], 1), torch.int32, device)
         self._known: dict[str, tuple[list[int], Tensor]] = {}
         self._captured: list[Tensor] = []
 
     def addresses(self, name: str, tensors: Sequence[Tensor], launch: Callable[..., None]) -> Tensor:
         """A table of the tensors' addresses in device memory: the last one of that name, if they are the same."""
-        now = [x.data_ptr() for x in tensors]
+        now = list(map(Tensor.data_ptr, tensors))
         known, table = self._known.get(name, (None, self.table))
         capturing = _is_capturing(table.device)
         if known == now:
@@ -452,30 +490,30 @@ class _Plan:
         return table
 
 
-_plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
+# By the tensor that they go with, and then by what they are for, the last used one last.
+_plans: MutableMapping[Tensor, OrderedDict[tuple[Any, ...], _Plan]] = WeakTensorKeyDictionary()
 _captured_plans: list[_Plan] = []  # for good: nothing tells when a graph is gone
 
 
 def _plan(
+    owner: Tensor,
     params: Sequence[Tensor],
     gradient_dtype: torch.dtype,
     momentums: Sequence[Tensor],
     fims: Sequence[Tensor],
-    numels: Sequence[int],
-    offsets: Sequence[int],
-    index: Sequence[int],
+    numbers: Sequence[Sequence[int]],
     capturable: bool,
     launch: Callable[..., None],
 ) -> _Plan:
-    """The plan for these tensors, from the cache if it is there."""
+    """The plan for these tensors, from those kept with `owner` if it is there; `numbers` are elements of the logical
+    tensors, places in the caller's list, first elements, and what stands for the tensors in random bits."""
     device = params[0].device
     dtypes = gradient_dtype, fims[0].dtype, momentums[0].dtype, params[0].dtype
-    columns = tuple(
-        (p.data_ptr(), m.data_ptr(), f.data_ptr(), p.numel(), numel, slot, offset)
-        for p, m, f, numel, slot, offset in zip(params, momentums, fims, numels, index, offsets, strict=True)
-    )
+    addresses = (map(Tensor.data_ptr, tensors) for tensors in (params, momentums, fims))
+    columns = tuple(zip(*addresses, map(Tensor.numel, params), *numbers, strict=True))
     key = device, dtypes, columns
-    plan = _plans.get(key)
+    kept = _plans.setdefault(owner, OrderedDict())
+    plan = kept.get(key)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     if _is_capturing(device):
         if plan is None:
@@ -488,14 +526,14 @@ def _plan(
         types = dict(zip("GFMP", (_TYPES[dtype] for dtype in dtypes), strict=True))
         limits = {"m_largest": torch.finfo(dtypes[2]).max, "f_largest": torch.finfo(dtypes[1]).max}
         block = _BLOCK * 4 // min(dtype.itemsize for dtype in dtypes)
-        plan = _plans[key] = _Plan(types, limits, block, columns, device, stream)
+        plan = kept[key] = _Plan(types, limits, block, columns, device, stream)
         if capturable:
             write_addresses(
                 torch.empty_like(plan.table[0]), [plan.table.data_ptr()], launch
             )  # compiles it for a capture
-    _plans.move_to_end(key)
-    while len(_plans) > _KEPT:
-        _plans.popitem(last=False)
+    kept.move_to_end(key)
+    if len(kept) > _KEPT:
+        kept.popitem(last=False)
     return plan
 
 
@@ -515,6 +553,10 @@ def write_addresses(table: Tensor, addresses: list[int], launch: Callable[..., N
 
 def _is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _with_strides(x: Tensor, strides: Sequence[int]) -> Tensor:
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def _one_layout(tensors: Sequence[Tensor]) -> bool:
@@ -537,5 +579,5 @@ def _to_device(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         host: Tensor = values.to(dtype)
         host = host.pin_memory() if pin else host
     else:
-        host = torch.tensor(values, dtype=dtype, pin_memory=pin)
+        host = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=pin)
     return host.to(device, non_blocking=True)

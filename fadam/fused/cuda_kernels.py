@@ -1,7 +1,7 @@
 """Triton kernels of the fused step: every launch covers all tensors of a parameter group that share their dtypes.
 
 The tensors are found through tables in device memory (`fadam.fused.cuda` builds them): an int64 table of the
-rows `PARAM` to `OFFSET` below, one column a tensor; addresses of the gradients; and the list of chunks, pairs of
+rows `PARAM` to `INDEX` below, one column a tensor; addresses of the gradients; and the list of chunks, pairs of
 int32 (tensor, number of the chunk in it). One program works on one chunk: in blocks of BLOCK elements with 16-byte
 accesses as far as all addresses of the tensor allow it, and in narrow blocks, one element an access, where they do
 not and for what eight elements leave over. (In wide blocks the second loop would cost most of the registers.)
@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 
 # Rows of the table of tensors, int64: addresses, number of elements here and of the logical tensor (of which this
-# may be a shard), index in the caller's list, first chunk and number of chunks, first element in the logical tensor.
+# may be a shard), index in the caller's list, first chunk and number of chunks, first element in the logical tensor,
+# number of the tensor for the random bits.
 PARAM = tl.constexpr(0)
 MOMENTUM = tl.constexpr(1)
 FIM = tl.constexpr(2)
@@ -28,6 +29,7 @@ SLOT = tl.constexpr(5)
 FIRST = tl.constexpr(6)
 COUNT = tl.constexpr(7)
 OFFSET = tl.constexpr(8)
+INDEX = tl.constexpr(9)
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
 SMALLEST = tl.constexpr(1.1754943508222875e-38)  # of its normal numbers
@@ -150,11 +152,11 @@ def _clip_factor(total, numel, clip):
 
 @triton.jit
 def _mix(x):
-    """The finaliser of MurmurHash3, uint32 to uint32, in which every bit of the input moves every bit of the output."""
+    """uint32 to uint32, as in `fadam.metric.stochastic_bfloat16`."""
     x = x ^ (x >> 16)
-    x = x * 0x85EBCA6B
-    x = x ^ (x >> 13)
-    x = x * 0xC2B2AE35
+    x = x * 0x7FEB352D
+    x = x ^ (x >> 15)
+    x = x * 0x846CA68B
     return x ^ (x >> 16)
 
 
@@ -164,7 +166,7 @@ def _round_stochastically(x, element, key):
     bits = x.to(tl.uint32, bitcast=True)
     low = (element & 0xFFFFFFFF).to(tl.uint32)
     high = (element >> 32).to(tl.uint32)
-    noise = _mix(_mix(low ^ key) + high * 0x9E3779B9 + key) & 0xFFFF
+    noise = _mix(_mix(low ^ (high * 0x9E3779B1) ^ key) + key) & 0xFFFF
     rounded = ((bits + noise) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return tl.where((bits & 0x7F800000) == 0x7F800000, x, rounded)  # infinities and NaN as they are
 
@@ -480,7 +482,7 @@ def apply_kernel(
         element = start + tl.load(table + OFFSET * n + i)
         if weights is not None:
             count = tl.load(weights + 2 * n + i).to(tl.int32)
-        key = _mix(_mix(count.to(tl.uint32)) + slot.to(tl.uint32) * 0x9E3779B9)
+        key = _mix(_mix(count.to(tl.uint32)) + tl.load(table + INDEX * n + i).to(tl.uint32))
 
     g_address = tl.load(gradients + i)
     f_address = tl.load(table + FIM * n + i)

@@ -263,6 +263,15 @@ def what_is_refused(_: Path) -> None:
         state["fim"] = wrong
         with pytest.raises(ValueError, match="set_optimizer_state_dict"):
             opt.step()
+    # Groups before the one that is refused are as they were.
+    first = placed(value, mesh, [Shard(0)])
+    first.grad = first.clone()
+    opt.add_param_group({"params": [first]})
+    opt.param_groups.reverse()
+    with pytest.raises(ValueError, match="set_optimizer_state_dict"):
+        opt.step()
+    assert opt.state[first]["step"].item() == 0
+    torch.testing.assert_close(whole(first), value, rtol=0, atol=0)
 
 
 def flattened_by_fsdp1(_: Path) -> None:
@@ -270,6 +279,13 @@ def flattened_by_fsdp1(_: Path) -> None:
         net = FullyShardedDataParallel(model(), use_orig_params=keeps_originals, device_id=torch.device("cpu"))
         with pytest.raises(ValueError, match=r"flattened .*fully_shard \(FSDP2\)"):
             FAdam(net.parameters())
+    net = model()
+    opt = FAdam(net.parameters())
+    net = FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu"))
+    net(batches(0)).square().mean().backward()
+    with pytest.raises(ValueError, match=r"flattened .*fully_shard \(FSDP2\)"):
+        opt.step()
+    assert not opt.state
 
 
 def parameters_without_gradients(_: Path) -> None:

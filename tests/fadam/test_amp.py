@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from fadam import FAdam
+from fadam.functional import amp_tensors
 from fadam.optimizer import initial_state
 from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
 
@@ -104,3 +105,36 @@ def test_the_step_count_is_where_the_overflow_is_known() -> None:
     opt.found_inf = torch.empty((), device="meta")  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="fused=True or capturable=True"):
         opt.step()
+
+
+class Elsewhere:
+    """A number on another device, which notes how it was fetched."""
+
+    def __init__(self) -> None:
+        self.asynchronous: list[bool] = []
+
+    def to(self, device: torch.device, *_: Any, non_blocking: bool = False) -> Tensor:
+        self.asynchronous.append(non_blocking)
+        return torch.ones((), device=device)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_numbers_from_a_device_have_arrived_before_the_host_reads_them(device: str) -> None:
+    scale, found = Elsewhere(), Elsewhere()
+    amp_tensors(torch.device(device), [torch.ones((), device=device)], cast(Any, scale), cast(Any, found))
+    assert scale.asynchronous == found.asynchronous == [device != "cpu"]
+
+
+def test_a_learning_rate_from_a_device_has_arrived_too() -> None:
+    asynchronous: list[bool] = []
+
+    class Rate(Tensor):
+        def to(self, *_: Any, non_blocking: bool = False, **__: Any) -> Tensor:
+            asynchronous.append(non_blocking)
+            return torch.tensor(0.1)
+
+    params = leaves([torch.ones(3)])
+    opt = FAdam(params, lr=torch.tensor(0.1), foreach=True)
+    opt.param_groups[0]["lr"] = opt.param_groups[0]["lr"].as_subclass(Rate)
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    assert asynchronous == [False]

@@ -30,7 +30,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return noting
 
     module = types.ModuleType("tests.fadam.made_up")
-    module.refusal = lambda params, grads, momentums, fims, options: None  # type: ignore[attr-defined]
+    module.refusal = lambda params, grads, momentums, fims, steps, options: None  # type: ignore[attr-defined]
     module.Compiled = noted("compiled", backend.ForeachBackend)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(backend._FUSED, "cpu", (module.__name__, "Compiled"))
@@ -86,8 +86,8 @@ def test_what_the_fused_implementation_is_asked(stepped: list[str], monkeypatch:
     asked: list[tuple[int, Mapping[str, Any]]] = []
 
     def refusal(*lists: Any) -> None:
-        assert len({len(tensors) for tensors in lists[:4]}) == 1
-        asked.append((len(lists[0]), dict(lists[4])))
+        assert len({len(tensors) for tensors in lists[:5]}) == 1
+        asked.append((len(lists[0]), dict(lists[5])))
 
     monkeypatch.setattr(sys.modules["tests.fadam.made_up"], "refusal", refusal)
     step(torch.ones(3), torch.ones(0), torch.ones(2, dtype=torch.complex64), fused=True, eps_mode="scaled", rho=0.7)
@@ -176,3 +176,18 @@ def test_inference_tensors_are_stepped() -> None:
         p.grad = torch.ones(3)
         FAdam([p], lr=0.1).step()
         assert (p < 1).all()
+
+
+def test_what_stands_in_for_an_empty_shard_stays_where_it_is() -> None:
+    """As long as the state does: a captured graph has its address."""
+    from fadam import sharding
+
+    state, row = torch.zeros(0, 3), [torch.zeros(0, 3) for _ in range(4)]
+    kept = sharding._stand_in(state, row)
+    assert all(x.tolist() == [1.0] for x in kept)
+    assert all(x is y for x, y in zip(sharding._stand_in(state, row), kept, strict=True))
+    assert sharding._stand_in(torch.zeros(0, 3), row)[0] is not kept[0]
+    assert sharding._stand_in(state, [row[0].double(), *row[1:]])[0].dtype == torch.float64
+    count = len(sharding._stand_ins)
+    del state
+    assert len(sharding._stand_ins) == count - 1

@@ -46,7 +46,7 @@ class Model:
     def backend(self, grads: Sequence[Tensor], **options: Any) -> CpuBackend:
         self.t += 1
         steps = [torch.tensor(float(self.t)) for _ in self.params]
-        assert refusal(self.params, grads, self.momentums, self.fims, options) is None
+        assert refusal(self.params, grads, self.momentums, self.fims, steps, options) is None
         return CpuBackend(self.params, grads, self.momentums, self.fims, steps, **{**DEFAULTS, **options})
 
     def everything(self) -> list[Tensor]:
@@ -447,7 +447,16 @@ def test_stochastic_rounding_leaves_what_it_need_not_round() -> None:
 def test_refusals(changed: Tensor, options: dict[str, Any], reason: str) -> None:
     for place in range(4):
         lists = [[torch.ones(2), changed if k == place else torch.ones(2)] for k in range(4)]
-        assert refusal(*lists, options) == reason
+        assert refusal(*lists, [torch.ones(())], options) == reason
+
+
+def test_refusal_of_sizes_and_steps() -> None:
+    for place in range(4):
+        lists = [[torch.ones(2 if k == place else 3)] for k in range(4)]
+        assert refusal(*lists, [torch.ones(())], {}) == "a gradient or state is not of its parameter's size"
+    lists = [[torch.ones(2)] for _ in range(4)]
+    for step in (torch.tensor(1), torch.ones((), dtype=torch.float64), torch.ones((), device="meta")):
+        assert refusal(*lists, [step], {}) == "not all steps are float32 on the CPU"
 
 
 @pytest.fixture
@@ -471,12 +480,12 @@ def compiler(folder: Path, script: str) -> str:
 def test_without_a_compiler_it_says_so(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(building))
     expected = "there is no C++ compiler to build it with (c++, g++ or clang++ is not on the PATH)"
-    assert refusal([], [], [], [], {}) == expected
+    assert refusal([], [], [], [], [], {}) == expected
     with pytest.raises(cpu.BuildError, match="no C\\+\\+ compiler"):
         CpuBackend([], [], [], [], [], **DEFAULTS)
     cpu._load.cache_clear()
     monkeypatch.setenv("CXX", "nonesuch -O2")
-    assert refusal([], [], [], [], {}) == (
+    assert refusal([], [], [], [], [], {}) == (
         "there is no C++ compiler to build it with (nonesuch -O2 is not on the PATH)"
     )
 
@@ -484,7 +493,7 @@ def test_without_a_compiler_it_says_so(building: Path, monkeypatch: pytest.Monke
 def test_a_folder_that_cannot_be_written_is_named(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (building / "file").touch()
     monkeypatch.setenv("FADAM_CACHE", str(building / "file" / "cache"))
-    reason = refusal([], [], [], [], {})
+    reason = refusal([], [], [], [], [], {})
     assert reason is not None
     assert str(building / "file" / "cache") in reason
     assert "FADAM_CACHE" in reason
@@ -493,7 +502,7 @@ def test_a_folder_that_cannot_be_written_is_named(building: Path, monkeypatch: p
 def test_a_compiler_that_fails_is_quoted(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = compiler(building, "echo 'no room' >&2; exit 1")
     monkeypatch.setenv("CXX", path)
-    assert refusal([], [], [], [], {}) == f"{path} does not compile it: no room"
+    assert refusal([], [], [], [], [], {}) == f"{path} does not compile it: no room"
     assert list((building / "cache").iterdir()) == []
 
 
@@ -504,7 +513,7 @@ def test_a_compiler_that_does_not_know_the_processor_compiles_for_any(
     built = cpu._built()
     assert "-march=native" not in built.read_text()
     assert "-O3" in built.read_text()
-    reason = refusal([], [], [], [], {})
+    reason = refusal([], [], [], [], [], {})
     assert reason is not None
     assert reason.startswith("the compiled library does not load (")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -488,16 +488,34 @@ def test_tables_are_made_once_and_follow_the_gradients(plans: Any, monkeypatch: 
         oracle.step(grads)
         assert len(sent) == copied
     close(group, oracle)
-    assert len(plans) == 1
+    assert [len(kept) for kept in plans.values()] == [1]
 
 
-def test_the_cache_of_tables_is_bounded(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_kept_for_any_number_of_groups_as_long_as_these_live(
+    plans: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    plan = cuda._Plan
+    monkeypatch.setattr(cuda, "_Plan", lambda *args: made.append(args) or plan(*args))
+    monkeypatch.setattr(CudaBackend, "_launch", lambda *_, **__: None)
+    groups = [Group(normal((3,))) for _ in range(100)]
+    for _ in range(3):
+        for group in groups:
+            group.backend(normal((3,))).run()
+    assert len(made) == len(plans) == 100
+    del group, groups[10:]
+    assert len(plans) == 10
+
+
+def test_tables_of_addresses_that_change_are_bounded(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_KEPT", 2)
     monkeypatch.setattr(CudaBackend, "_launch", lambda *_, **__: None)
-    groups = [Group(normal((3,))) for _ in range(4)]
-    for group in groups:
+    group, before = Group(normal((3,))), []
+    for _ in range(4):
+        before.append(group.params)
+        group.params = normal((3,))
         group.backend(normal((3,))).run()
-    assert len(plans) == 2
+    assert [len(kept) for kept in plans.values()] == [2]
 
 
 def test_a_capture_copies_nothing_from_the_host(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,7 +526,7 @@ def test_a_capture_copies_nothing_from_the_host(plans: Any, monkeypatch: pytest.
     grads = normal(*shapes, seed=0)
     group.step(grads)
     oracle.step(grads)
-    (plan,) = plans.values()
+    ((plan,),) = (kept.values() for kept in plans.values())
     monkeypatch.setattr(cuda, "_is_capturing", lambda device: True)
     monkeypatch.setattr(cuda, "_to_device", lambda *_: pytest.fail("a copy from the host"))
     for t in (1, 2):
@@ -521,42 +539,123 @@ def test_a_capture_copies_nothing_from_the_host(plans: Any, monkeypatch: pytest.
         Group(values, capturable=True).step(grads)
 
 
-def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    published = {"momentum": "natural", "decay": "natural", "correct_momentum": False, "differentiable": False}
-    for name, value in (("momentum", "gradient"), ("decay", "decoupled"), ("correct_momentum", True)):
-        assert f"has {name}=" in str(refusal([], [], [], [], {**published, name: value}))
-    assert refusal([], [], [], [], {**published, "differentiable": True}) == "it has no autograd"
+def test_a_capture_with_a_gradient_laid_out_otherwise(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copy lies elsewhere in every step, the tables do not."""
+    values = [normal((2, 3, 4, 5))[0].to(memory_format=torch.channels_last), normal((6, 4))[0].t()]
+    group, oracle = Group(values, capturable=True), Oracle(values)
+    kept = []  # so that no copy takes the place of another
+    for t in range(3):
+        grads = normal((2, 3, 4, 5), (4, 6), seed=t)
+        with interpreted():
+            backend = group.backend(grads)
+            backend.run()
+        oracle.step(grads)
+        kept.append(backend)
+        monkeypatch.setattr(cuda, "_is_capturing", lambda device: True)
+    close(group, oracle)
+    assert [len(plans) for plans in plans.values()] == [1]
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert refusal([], [], [], [], published) == "there is no CUDA device"
+
+@pytest.fixture
+def accepting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA device that there is not, on which a trial has come out well."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "8.0 or later, not 7.5" in str(refusal([], [], [], [], published))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(cuda, "_trial", lambda device: None)
-    assert refusal([], [], [], [], published) is None
+    monkeypatch.setattr(cuda, "_trials", {})
+
+
+class Absent(Tensor):
+    """A tensor on a device that there is not, to be looked at only."""
+
+    @classmethod
+    def __torch_dispatch__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+def on(device: str, x: Tensor) -> list[Any]:
+    """A tensor like `x` on another device."""
+    make = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+    return [make(Absent, x.shape, strides=x.stride(), dtype=x.dtype, device=torch.device(device))]
+
+
+def test_a_capture_refuses_what_would_be_copied(accepting: None) -> None:
+    dense = normal((2, 3, 4, 5))[0].to(memory_format=torch.channels_last)
+    gaps = normal((2, 3, 4, 10))[0][..., ::2]
+    for p, m, g, refused in (
+        (dense, dense, dense.contiguous(), False),
+        (dense, dense.contiguous(), dense, True),
+        (dense.contiguous(), dense, dense, True),
+        (gaps, gaps.contiguous(), gaps, True),
+    ):
+        lists = [on("cuda:0", x) for x in (p, g, m, m, torch.ones(()))]
+        reason = str(refusal(*lists, {"capturable": True}))
+        assert ("states that lie in memory as they do" in reason) == refused
+        assert refusal(*lists, {}) is None
+
+
+def test_refusals(accepting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = {"momentum": "natural", "decay": "natural", "correct_momentum": False, "differentiable": False}
+    for name, value in (("momentum", "gradient"), ("decay", "decoupled"), ("correct_momentum", True)):
+        assert f"has {name}=" in str(refusal([], [], [], [], [], {**published, name: value}))
+    assert refusal([], [], [], [], [], {**published, "differentiable": True}) == "it has no autograd"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert refusal([], [], [], [], [], published) == "there is no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "8.0 or later, not 7.5" in str(refusal([], [], [], [], [], published))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert refusal([], [], [], [], [], published) is None
     x = [torch.ones(2)]
-    assert refusal(x, x, x, x, published) == "there are cpu tensors among CUDA ones"
+    assert refusal(x, x, x, x, x, published) == "there are cpu tensors among CUDA ones"
     with interpreted():  # which is for tests alone
-        assert refusal(x, x, x, x, published) is not None
-    monkeypatch.setattr(cuda, "_trial", lambda device: f"a trial on {device} failed")
-    assert refusal([], [], [], [], published) == "a trial on cuda:0 failed"
-    monkeypatch.setattr(cuda, "_trial", lambda device: None)
-
-    def on_cuda(dtype: torch.dtype) -> list[Any]:
-        return [SimpleNamespace(device=torch.device("cuda"), dtype=dtype)]
-
-    single, double = on_cuda(torch.float32), on_cuda(torch.float64)
-    assert refusal(single, single, single, on_cuda(torch.bfloat16), published) is None
-    assert "no torch.float64 tensors" in str(refusal(single, single, double, single, published))
+        assert refusal(x, x, x, x, x, published) is not None
     monkeypatch.setattr(triton, "__version__", "3.2.0")
-    assert refusal([], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
+    assert refusal([], [], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
+
+
+def test_refusals_of_tensors(accepting: None) -> None:
+    x, published = torch.ones(2), dict[str, Any]()
+    single, double, large = on("cuda:0", x), on("cuda:0", x.double()), on("cuda:0", torch.ones(3))
+    for place, elsewhere in itertools.product(range(1, 4), (on("cpu", x), on("cuda:1", x), on("meta", x))):
+        lists = [elsewhere if k == place else single for k in range(4)]
+        assert refusal(*lists, single, published) == "not all gradients and states are on the device of the parameters"
+    for steps in (on("cuda:1", x), on("meta", x), on("cpu", x) + on("cuda:0", x)):
+        lists = [single * len(steps)] * 4
+        reason = "not all steps are on the host or all on the device of the parameters"
+        assert refusal(*lists, steps, published) == reason
+    assert refusal(single, single, single, single, on("cpu", x), published) is None
+    for place in range(4):
+        lists = [large if k == place else single for k in range(4)]
+        assert refusal(*lists, single, published) == "a gradient or state is not of its parameter's size"
+    assert refusal(single, single, single, single, double, published) == "not all steps are float32"
+    assert refusal(single, single, single, on("cuda:0", x.bfloat16()), single, published) is None
+    assert "no torch.float64 tensors" in str(refusal(single, single, double, single, single, published))
+
+
+@pytest.mark.parametrize("result", [None, "a trial failed"])
+def test_what_came_of_a_trial_is_remembered_in_a_capture(
+    accepting: None, result: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[torch.device] = []
+    monkeypatch.setattr(cuda, "_trial", lambda device: tried.append(device) or result)
+    for capturing, device, reason in (
+        (True, "cuda:0", "no step before the capture has tried it on cuda:0"),
+        (False, "cuda:0", result),
+        (True, "cuda:0", result),
+        (False, "cuda:0", result),
+        (True, "cuda:1", "no step before the capture has tried it on cuda:1"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        assert refusal(*5 * [on(device, torch.ones(2))], {}) == reason
+    assert tried == [torch.device("cuda:0")]
 
 
 def test_a_trial_comes_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    trial, device = cuda._trial.__wrapped__, torch.device("cpu")
+    trial, device = cuda._trial, torch.device("cpu")
     assert "a trial on cpu failed: " in trial(device)  # there is no driver for the real kernels here
     with interpreted():
         assert trial(device) is None

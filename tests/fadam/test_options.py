@@ -53,7 +53,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("foreach", "auto", "True, False or None"),
     ("fused", 1, "True, False or None"),
     ("stochastic_rounding", None, "True or False"),
-    ("momentum_dtype", "bfloat16", "torch.bfloat16"),
+    ("momentum_dtype", "bfloat", "torch.bfloat16"),
+    ("momentum_dtype", "int8", "torch.bfloat16"),
     ("fim_dtype", torch.int8, "torch.bfloat16"),
     ("fim_dtype", torch.complex64, "torch.bfloat16"),
 ]
@@ -123,3 +124,13 @@ def test_numbers_of_other_kinds_become_floats() -> None:
     assert [type(group[k]) for k in ("lr", "eps")] == [float, float]
     assert group["betas"] == (0.0, 0.5)
     assert [type(b) for b in group["betas"]] == [float, float]
+
+
+@pytest.mark.parametrize("name", ["momentum_dtype", "fim_dtype"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_by_name(name: str, dtype: torch.dtype) -> None:
+    """As a config has them."""
+    opt = FAdam([{"params": [torch.zeros(2)], name: str(dtype).removeprefix("torch.")}], **{name: "float32"})
+    assert opt.param_groups[0][name] is dtype
+    opt.add_param_group({"params": [torch.zeros(2)]})
+    assert opt.param_groups[1][name] is opt.defaults[name] is torch.float32

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fadam import FAdam, fadam
+from fadam.foreach import ForeachBackend
 from fadam.reference import State, reference_step
 from tests.fadam.cases import PATHS, leaves, run, run_reference, tensors
 
@@ -234,3 +235,31 @@ def test_functional_form_is_the_class(path: str) -> None:
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p.detach(), q, rtol=0, atol=0)
     assert [int(step) for step in counts] == [5 * (x.numel() > 0) for x in others]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_that_are_negated_or_conjugated_by_a_note_only(path: str) -> None:
+    """As autograd gives them for imaginary parts."""
+    values = [torch.ones(3), torch.ones(3, dtype=torch.complex64)]
+    real, complex_ = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1 + 2j, -1j, 3.0])
+    params, others = leaves(values), leaves(values)
+    opt, other = FAdam(params, **PATHS[path]), FAdam(others, **PATHS[path])
+    noted = [torch.complex(real, -real).conj().imag, complex_.conj().resolve_conj().conj()]
+    assert noted[0].is_neg()
+    assert noted[1].is_conj()
+    run(opt, params, lambda t: noted, 1)
+    run(other, others, lambda t: [real, complex_], 1)
+    torch.testing.assert_close(params, others, rtol=0, atol=0)
+
+
+def test_implementations_get_no_gradient_that_is_negated_by_a_note_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[bool] = []
+
+    def seen(self: ForeachBackend, params: list[Tensor], grads: list[Tensor], *_: Any, **__: Any) -> None:
+        noted.extend(g.is_neg() for g in grads)
+
+    monkeypatch.setattr(ForeachBackend, "__init__", seen)
+    monkeypatch.setattr(ForeachBackend, "run", lambda self: None)
+    params = leaves([torch.ones(3)])
+    run(FAdam(params, foreach=True), params, lambda t: [torch._neg_view(torch.ones(3))], 1)
+    assert noted == [False]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +12,12 @@ import torch
 from torch import Tensor
 
 from fadam import FAdam
-from fadam.metric import stochastic_bfloat16
+from fadam.foreach import ForeachBackend
+from fadam.fused.cpu import CpuBackend
+from fadam.fused.cuda import CudaBackend
+from fadam.metric import dense_strides, stochastic_bfloat16
 from tests.fadam.cases import PATHS, leaves, run
+from tests.fadam.triton_interpreter import interpreted
 
 WIDE: dict[str, Any] = {"momentum_dtype": torch.float32, "fim_dtype": torch.float32}
 
@@ -49,6 +55,97 @@ def test_bits_are_a_function_of_step_tensor_and_place() -> None:
     for other in ({"t": 6}, {"index": 3}, {"offset": 4096}, {"offset": 2**32}, {"offset": 2**33}):
         agree = (bits() == bits(**other)).double().mean().item()
         assert agree == pytest.approx(0.5, abs=0.05), other
+
+
+def layouts() -> list[Tensor]:
+    """Ones: contiguous, transposed, channels last, and with gaps."""
+    options: dict[str, Any] = {"dtype": torch.bfloat16}
+    last = torch.ones(2, 3, 8, 9, **options).to(memory_format=torch.channels_last)
+    return [
+        torch.ones(3, 100, **options),
+        torch.ones(40, 30, **options).t(),
+        last,
+        torch.ones(40, 60, **options)[:, ::2].t(),
+    ]
+
+
+# One step from 1 to 1 - 2^-10, which every implementation computes without an error.
+EXACT: dict[str, Any] = {"lr": 2.0**-10, "eps": 0.0, "clip": None, "weight_decay": 0.0, "eps_mode": "fixed"}
+
+
+def exact_steps(values: Sequence[Tensor], number: int) -> list[Tensor]:
+    """Of all of them from 1, rounded by the definition, the first one being that of `number`."""
+    return [
+        stochastic_bfloat16(torch.full(x.shape, 1 - 2.0**-10), 1, i, strides=dense_strides(x))
+        for i, x in enumerate(values, number)
+    ]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_draws_the_same_bits(path: str) -> None:
+    """By number among all parameters of the optimizer and place in memory, whatever else has a gradient."""
+    values = layouts()
+    params = [torch.ones(2), *values, torch.ones(3).bfloat16(), *layouts()]
+    groups = [{"params": params[:3]}, {"params": params[3:]}]
+    opt = FAdam(groups, betas=(0.0, 0.999), stochastic_rounding=True, **EXACT, **WIDE, **PATHS[path])
+    expected = [*exact_steps(values, 1), params[5].clone(), *exact_steps(values, 6)]
+    for p in params[1:5] + params[6:]:
+        p.grad = torch.full_like(p, 0.5)
+    opt.step()
+    torch.testing.assert_close(params[1:], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["foreach", "cpu", "cuda"])
+def test_backends_draw_the_same_bits_for_shards(backend: str) -> None:
+    """For numbers of elements beyond 2^32 too."""
+    offsets, indices = [0, 2**32 - 50, 3 * 2**32 + 7], [4, 0, 2**31]
+    params = [torch.ones(100, dtype=torch.bfloat16) for _ in offsets]
+    momentums, fims = [torch.zeros(100) for _ in offsets], [torch.ones(100) for _ in offsets]
+    steps = [torch.ones(()) for _ in offsets]
+    expected = [
+        stochastic_bfloat16(torch.full((100,), 1 - 2.0**-10), 1, i, offset)
+        for i, offset in zip(indices, offsets, strict=True)
+    ]
+    make: Any = {"foreach": ForeachBackend, "cpu": CpuBackend, "cuda": CudaBackend}[backend]
+    options = {"momentum": "natural", "decay": "natural", "correct_momentum": False, "maximize": False, "rho": 0.5}
+    with interpreted():
+        make(
+            params, [torch.full((100,), 0.5) for _ in offsets], momentums, fims, steps, **EXACT, **options, eps2=0.0,
+            beta1=0.0, beta2=0.999, capturable=False, stochastic_rounding=True, offsets=offsets, indices=indices,
+        ).run()  # fmt: skip
+    torch.testing.assert_close(params, expected, rtol=0, atol=0)
+    assert not torch.equal(params[0], params[1])
+
+
+def test_the_kernels_draw_the_same_bits_in_every_layout() -> None:
+    values = layouts()
+    expected = exact_steps(values, 0)
+    states = [[torch.zeros_like(x, dtype=torch.float32) for x in values] for _ in range(2)]
+    grads = [torch.full(x.shape, 0.5) for x in values]
+    with interpreted():
+        CudaBackend(
+            values, grads, *states, [torch.ones(()) for _ in values], **EXACT, eps2=0.0, rho=0.5, beta1=0.0,
+            beta2=0.999, stochastic_rounding=True,
+        ).run()  # fmt: skip
+    torch.testing.assert_close(values, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_tensors_and_steps_draw_independently(path: str) -> None:
+    """Also the first tensors of two groups."""
+    params = [torch.ones(4096, dtype=torch.bfloat16) for _ in range(3)]
+    opt = FAdam(
+        [{"params": params[:1]}, {"params": params[1:]}], stochastic_rounding=True, betas=(0.0, 0.999),
+        **{**EXACT, "lr": 2.0**-9}, **WIDE, **PATHS[path],
+    )  # fmt: skip
+    drawn = []
+    for _ in range(2):
+        for p in params:
+            p.fill_(1.0).grad = torch.full_like(p, 0.5)
+        opt.step()
+        drawn += [p < 1 for p in params]
+    for one, other in itertools.combinations(drawn, 2):  # half of each are
+        assert (one == other).double().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
 def drift(path: str, stochastic: bool, steps: int = 200, **options: Any) -> Tensor:

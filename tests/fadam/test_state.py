@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fadam import FAdam
-from fadam.optimizer import _DEFAULTS
+from fadam.optimizer import _DEFAULTS, initial_state
 from tests.fadam.cases import PATHS, leaves, run, tensors
 
 DTYPES = [
@@ -182,3 +182,73 @@ def test_checkpoint_file_holds_plain_things_only(tmp_path: Path) -> None:
         other.load_state_dict(loaded)
         assert other.param_groups[0]["fim_dtype"] == torch.float64
         assert opt.param_groups[0]["fim_dtype"] == torch.float64
+
+
+@pytest.mark.parametrize("name", ["momentum", "fim"])
+def test_a_state_of_another_shape_is_refused(name: str) -> None:
+    """And leaves the optimizer as it was."""
+    small, large = leaves([torch.ones(10)]), leaves([torch.ones(4, 3), torch.ones(4000)])
+    opt = FAdam(small)
+    run(opt, small, lambda t: [torch.ones(10)], 1)
+    entry = opt.state_dict()["state"][0]
+    fitting = {"step": torch.ones(()), "momentum": torch.zeros(4000), "fim": torch.ones(4000)}
+    for params in (large, [("weight", large[0]), ("bias", large[1])]):
+        other = FAdam(params)
+        saved = other.state_dict()
+        saved["state"] = {1: {**fitting, name: entry[name]}}
+        words = rf"parameter {'bias' if params is not large else 1} .* {name} has the shape \(10,\), not \(4000,\)"
+        with pytest.raises(ValueError, match=words):
+            other.load_state_dict(saved)
+        assert not other.state
+    with pytest.raises(ValueError, match=r"\(3,\), not \(3, 2\), for a parameter of shape \(3,\)"):
+        FAdam(leaves([torch.ones(3, dtype=torch.complex64)])).load_state_dict(
+            {**FAdam(small).state_dict(), "state": {0: {"step": 1, "momentum": torch.ones(3), "fim": torch.ones(3)}}}
+        )
+
+
+@pytest.mark.parametrize("step", [5, torch.tensor(5), torch.tensor([5.0], dtype=torch.float64), torch.tensor(5.0)])
+def test_a_step_count_is_loaded_as_one_float32(step: Any) -> None:
+    params = leaves([torch.ones(3)])
+    opt = FAdam(params)
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    saved = opt.state_dict()
+    saved["state"][0]["step"] = step
+    opt.load_state_dict(saved)
+    loaded = opt.state[params[0]]["step"]
+    assert (loaded.item(), loaded.dtype, loaded.shape) == (5.0, torch.float32, ())
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    assert opt.state[params[0]]["step"].item() == 6
+    saved["state"][0]["step"] = torch.ones(2)
+    with pytest.raises(ValueError, match=r"the step of parameter 0 has the shape \(2,\)"):
+        opt.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("name", ["momentum", "fim"])
+def test_a_step_writes_nothing_beyond_a_state_that_is_too_small(name: str, fused: bool | None) -> None:
+    (p,) = params = leaves([torch.ones(100)])
+    opt = FAdam(params, fused=fused)
+    room = torch.full((100,), 7.0)
+    state = {"step": torch.ones(()), "momentum": torch.zeros(100), "fim": torch.ones(100)}
+    opt.state[p] = {**state, name: room[:10]}
+    with pytest.raises(RuntimeError, match="its parameter's size" if fused else "size"):
+        run(opt, params, lambda t: [torch.ones(100)], 1)
+    assert (room[10:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "there"), [({}, "cpu"), ({"capturable": True}, "meta"), ({"fused": True}, "meta"), ({"lr": 1.0}, "cpu")]
+)
+def test_a_step_count_is_loaded_to_where_a_new_one_would_be(options: dict[str, Any], there: str) -> None:
+    """Wherever it was saved; the meta device stands in for another one than the host."""
+    p = torch.empty(3, device="meta", requires_grad=True)
+    opt = FAdam([p], **options)
+    entry = {"step": torch.tensor(4.0), "momentum": torch.zeros(3), "fim": torch.ones(3)}
+    opt.load_state_dict({**opt.state_dict(), "state": {0: entry}})
+    assert opt.state[p]["step"].device.type == initial_state(p, opt.param_groups[0])["step"].device.type == there
+    assert opt.state[p]["fim"].device.type == "meta"
+    q = torch.ones(3, requires_grad=True)
+    other = FAdam([q], **options)
+    with torch.device("meta"):
+        other.load_state_dict({**other.state_dict(), "state": {0: {**entry, "step": 4}}})
+    assert (other.state[q]["step"].item(), other.state[q]["step"].device.type) == (4.0, "cpu")

@@ -200,6 +200,42 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(path: str) -> None:
     assert not opt.state
 
 
+def test_a_parameter_flattened_since_is_refused_before_anything_moves() -> None:
+    """By FSDP1, which marks it so."""
+    params = leaves([torch.ones(3), torch.ones(3)])
+    opt = FAdam(params)
+    params[1]._fsdp_flattened = True  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="FullyShardedDataParallel has flattened"):
+        run(opt, params, lambda t: [torch.ones(3)] * 2, 1)
+    torch.testing.assert_close(params[0].detach(), torch.ones(3), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", ["single", "foreach", "fused"])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"capturable": True}, "each step tensor must be on its parameter's device"),
+        ({"foreach": None, "fused": True}, "fused=True is not available: a gradient or state is not of"),
+    ],
+)
+def test_a_group_that_is_refused_leaves_the_others_as_they_were(
+    path: str, options: dict[str, Any], reason: str
+) -> None:
+    params = leaves([torch.ones(3), torch.ones(3)])
+    opt = FAdam([{"params": params[:1]}, {"params": params[1:]}], **PATHS[path])
+    run(opt, params, lambda t: [torch.ones(3)] * 2, 1)
+    opt.param_groups[1].update(options)
+    refused = opt.state[params[1]]
+    if "capturable" in options:
+        refused["step"] = torch.ones((), device="meta")
+    refused["fim"] = torch.ones(2)
+    before = [x.detach().clone() for x in (params[0], *opt.state[params[0]].values())]
+    with pytest.raises(RuntimeError, match=reason):
+        opt.step()
+    for x, y in zip((params[0], *opt.state[params[0]].values()), before, strict=True):
+        torch.testing.assert_close(x.detach(), y, rtol=0, atol=0)
+
+
 def test_a_step_count_on_the_wrong_device_is_refused() -> None:
     with pytest.raises(RuntimeError, match="capturable=True"):
         fadam(
@@ -207,6 +243,30 @@ def test_a_step_count_on_the_wrong_device_is_refused() -> None:
             [torch.empty(2, device="meta")], [torch.zeros(())], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps2=0.01,
             clip=1.0, rho=0.5, weight_decay=0.0, capturable=True,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "needs capturable=True"),
+        ({"capturable": True, "lr": torch.tensor(0.1)}, "lr, a tensor on the host"),
+        ({"capturable": True, "lr": torch.tensor(0.1, device="meta")}, None),
+        ({"capturable": True, "lr": 0.1}, None),
+    ],
+)
+def test_what_a_capture_needs(options: dict[str, Any], reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device stands in for one that captures."""
+    p = torch.empty(3, device="meta")
+    p.grad = torch.empty_like(p)
+    opt = FAdam([{"params": [torch.ones(2)], "capturable": True, "lr": 0.1}, {"params": [p], **options}])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    if reason is None:
+        opt.step()
+    else:
+        with pytest.raises(RuntimeError, match=reason):
+            opt.step()
+    assert bool(opt.state) == (reason is None)
 
 
 @pytest.mark.parametrize("path", ["single", "foreach", "fused"])
