@@ -36,14 +36,7 @@ OPTIMIZERS: dict[str, dict[str, str]] = {
 
 def optimizers() -> dict[str, Callable[..., Any]]:
     """AdamW and FAdam, the latter with its state in float32 and in bfloat16."""
-    import torch
-
-    def made(spec: dict[str, str]) -> Callable[..., Any]:
-        types = {name: getattr(torch, value) for name, value in spec.items() if name.endswith("dtype")}
-        found: Callable[..., Any] = hydra.utils.instantiate({"_target_": spec["_target_"], "_partial_": True}, **types)
-        return found
-
-    return {name: made(spec) for name, spec in OPTIMIZERS.items()}
+    return {name: hydra.utils.instantiate({**spec, "_partial_": True}) for name, spec in OPTIMIZERS.items()}
 
 
 def measure(cfg: DictConfig) -> list[Part]:
