@@ -290,16 +290,12 @@ def after_section(found: TaskStudy, links: Links) -> list[str]:
     sides = [found.arms[after["clipping"][side]] for side in ("against", "arm")]
     lines += ["### FAdam's clip, or global-norm clipping in its place", ""]
     lines += _part(found, sides, "clipping", links)
-    for variation in found.variations:
-        if variation.tier == "after":
-            lines += variation_section(variation, links)
-    if repeated := again(found):
-        metric = fadam.metric
-        lines += [
-            f"The gain of FAdam, run again, over them; {metric.number(found.matters)}{metric.unit} would matter:",
-            "",
-            *comparison_table(repeated),
-        ]
+    for variation in (v for v in found.variations if v.tier == "after"):
+        lines += variation_section(variation, links)
+        if variation.name == "again" and (repeated := again(found)):
+            matters = f"{fadam.metric.number(found.matters)}{fadam.metric.unit}"
+            lines += [f"The gain of FAdam, so run again, over the switches; {matters} would matter:", ""]
+            lines += comparison_table(repeated)
     return lines
 
 
