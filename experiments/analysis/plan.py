@@ -65,6 +65,15 @@ class Multirun:
     words: tuple[str, ...]
 
 
+def _evaluated(
+    tier: str, part: str, task: str, experiment: str, arms: Sequence[str], variant: str, seeds: Sequence[int]
+) -> Iterator[Planned]:
+    """The evaluation seeds of each arm as tuned."""
+    for arm, seed in itertools.product(arms, seeds):
+        words = (f"optimizer={arm}", f"seed={seed}")
+        yield Planned(tier, part, task, experiment, arm, variant, "main", seed, "eval", words, (arm,))
+
+
 def _tuned_part(
     plan: Mapping[str, Any], tier: str, part: str, arms: Sequence[str], where: Mapping[str, Any], tuned: Path
 ) -> Iterator[Planned]:
@@ -77,10 +86,7 @@ def _tuned_part(
             *common, arm, where["variant"], f"tune-p{index}", plan["tuning"]["seed"], "tune",
             ("tune=study", f"optimizer={arm}", f"point={index}"),
         )  # fmt: skip
-    for arm, seed in itertools.product(arms, plan["seeds"]):
-        yield Planned(
-            *common, arm, where["variant"], "main", seed, "eval", (f"optimizer={arm}", f"seed={seed}"), (arm,)
-        )  # fmt: skip
+    yield from _evaluated(*common, arms, where["variant"], plan["seeds"])
 
 
 def _switched(plan: Mapping[str, Any], tier: str, part: str, arms: Sequence[str], tuned: Path) -> Iterator[Planned]:
@@ -96,10 +102,7 @@ def _switched(plan: Mapping[str, Any], tier: str, part: str, arms: Sequence[str]
             *common, arm, plan["variant"], f"tune-f{factor}", plan["tuning"]["seed"], "tune",
             ("tune=study_switch", f"optimizer={arm}", f"factor={factor}"), needs,
         )  # fmt: skip
-    for arm, seed in itertools.product(arms, plan["seeds"]):
-        yield Planned(
-            *common, arm, plan["variant"], "main", seed, "eval", (f"optimizer={arm}", f"seed={seed}"), (arm,)
-        )  # fmt: skip
+    yield from _evaluated(*common, arms, plan["variant"], plan["seeds"])
 
 
 def _varied(

@@ -244,7 +244,7 @@ def judge(claim: Claim, comparison: Comparison) -> tuple[str, str]:
         text += f"; {alone} taken alone, not after Holm's correction over all comparisons of its scale"
     if claim.test == "noninferiority" and word != CONTRADICTED and gain.n >= LEAST_PAIRS and gain.mean is not None:
         corrected = t_interval(list(gain.gains.values()), 1 - LEVEL / comparison.family) if gain.finite else None
-        intervals = [i for i in (corrected, gain.t_interval, gain.bca) if i is not None]
+        intervals = [i for i in (corrected, gain.bca) if i is not None]
         above = word == SUPPORTED or (gain.finite and all(low > -matters for low, _ in intervals))
         word = SUPPORTED if above else NONE
     if word == NONE:
