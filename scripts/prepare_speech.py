@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.asr.prepare import Settings, prepare
+from experiments.asr.prepare import OPTIONS, Settings, prepare
 from experiments.core.errors import UserError
 
 
@@ -23,10 +23,9 @@ def main() -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("data/speech"), help="folder to make")
-    parser.add_argument("--train-utterances", type=int, default=default.train_utterances)
-    parser.add_argument(
-        "--eval-utterances", type=int, default=default.eval_utterances, help="in each dev and test split"
-    )
+    for split, size in default.sizes.items():
+        option = OPTIONS[split]
+        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=size, help=f"in {split}")
     parser.add_argument("--vocabulary-size", type=int, default=default.vocabulary_size, help="words that occur at all")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument(
@@ -37,8 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         settings = Settings(
-            train_utterances=args.train_utterances,
-            eval_utterances=args.eval_utterances,
+            **{option: getattr(args, option) for option in OPTIONS.values()},
             vocabulary_size=args.vocabulary_size,
             seed=args.seed,
         )

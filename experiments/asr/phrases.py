@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from experiments.core.errors import ConfigError, DataError
+from experiments.core.errors import DataError
 
 # Letters that are no words, and abbreviations that a voice reads as a longer word.
 _NOT_WORDS = frozenset(["mr", "mrs", "dr", "st", "th", "nd", "rd", "gen", "vol", "etc", "non", "re", "de", "la"])
@@ -51,7 +51,6 @@ def choose_vocabulary(clauses: list[list[str]], size: int) -> list[str]:
 
 
 def choose_phrases(
-    count: int,
     *,
     vocabulary_size: int,
     min_words: int = 3,
@@ -59,13 +58,12 @@ def choose_phrases(
     seed: int = 0,
     folder: Path | None = None,
 ) -> list[str]:
-    """`count` different phrases in a shuffled order that depends on the seed alone: a smaller count gives a prefix.
+    """All different phrases, in a shuffled order that depends on the seed alone.
 
     A phrase is a run of `min_words` to `max_words` words inside one clause, all of them in the vocabulary.
 
     Raises:
         DataError: the speeches are missing.
-        ConfigError: they do not hold that many different phrases.
     """
     clauses = read_clauses(folder or speeches_folder())
     vocabulary = set(choose_vocabulary(clauses, vocabulary_size))
@@ -85,8 +83,4 @@ def choose_phrases(
                 start = run + 1
     phrases = list(found)
     rng.shuffle(phrases)
-    if count > len(phrases):
-        raise ConfigError(
-            f"{count} phrases were asked for, and {vocabulary_size} words give {len(phrases)}: raise vocabulary_size"
-        )
-    return phrases[:count]
+    return phrases

@@ -27,8 +27,16 @@ from experiments.asr.synthesis import CLEAN_VOICES, ENVIRONMENT, OTHER_VOICES, L
 from experiments.core.errors import ConfigError, DataError
 
 DESCRIPTION = "dataset.json"
-SPLITS = ("train-clean", "dev-clean", "dev-other", "test-clean", "test-other")
-_VERSION = 1  # raise it whenever the same settings give other samples
+OPTIONS = {
+    "train-clean": "train_utterances",
+    "dev-clean": "dev_utterances",
+    "dev-other": "dev_other_utterances",
+    "test-clean": "test_utterances",
+    "test-other": "test_other_utterances",
+}  # split -> the setting that holds its size
+SPLITS = tuple(OPTIONS)
+_VERSION = 2  # raise it whenever the same settings give other samples
+_FIRST = 1200  # phrases before those that train: version 1 evaluated on them, and training data stay what they were
 _CHAPTER = 50  # utterances
 _SHARD = 500  # utterances that one process makes
 _SPEAKER_BASE = {"clean": 101, "other": 201}
@@ -50,25 +58,46 @@ class Settings:
     """
 
     train_utterances: int = 6000
-    eval_utterances: int = 300
+    dev_utterances: int = 1000
+    test_utterances: int = 3000
+    dev_other_utterances: int = 300
+    test_other_utterances: int = 1000
     vocabulary_size: int = 1000
     seed: int = 0
     version: int = _VERSION
 
     def __post_init__(self) -> None:
-        for name, low in (("train_utterances", 1), ("eval_utterances", 1), ("vocabulary_size", 10), ("seed", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        lowest = {"vocabulary_size": 10, "seed": 0, "version": _VERSION}
+        for name, value in asdict(self).items():
+            if value < lowest.get(name, 1):
+                raise ConfigError(f"{name} must be at least {lowest.get(name, 1)}, got {value}")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Split -> its utterances."""
+        return {split: getattr(self, option) for split, option in OPTIONS.items()}
 
 
 def plan(settings: Settings) -> dict[str, list[Line]]:
     """Who says what: split -> its utterances, speaker after speaker. No phrase occurs twice."""
-    count = settings.train_utterances + 4 * settings.eval_utterances
-    phrases = iter(choose_phrases(count, vocabulary_size=settings.vocabulary_size, seed=settings.seed))
+    sizes = settings.sizes
+    evaluated = sum(sizes.values()) - settings.train_utterances
+    count = max(_FIRST, evaluated) + settings.train_utterances
+    every = choose_phrases(vocabulary_size=settings.vocabulary_size, seed=settings.seed)
+    if count > len(every):
+        raise ConfigError(
+            f"{count} phrases are needed, and {settings.vocabulary_size} words give {len(every)}: raise "
+            "vocabulary_size, or take fewer utterances"
+        )
+    # What evaluates beyond the first comes from the end: it stays the same when more training utterances are asked for.
+    spoken = {
+        True: iter(every[_FIRST : _FIRST + settings.train_utterances]),
+        False: iter([*every[:_FIRST], *reversed(every[_FIRST:])]),
+    }
     result: dict[str, list[Line]] = {}
-    # The evaluation splits come first: they stay the same when more training utterances are asked for.
+    # The number is part of every id, and the id decides samples.
     for number, split in enumerate([*SPLITS[1:], SPLITS[0]]):
-        wanted = settings.train_utterances if split == SPLITS[0] else settings.eval_utterances
+        wanted, phrases = sizes[split], spoken[split == SPLITS[0]]
         kind = "other" if split.endswith("other") else "clean"
         voices = OTHER_VOICES if kind == "other" else CLEAN_VOICES
         lines = []
@@ -184,6 +213,13 @@ def read_description(root: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
+def document_version(document: dict[str, Any] | None) -> int | None:
+    """The version that a description names, if any."""
+    settings = (document or {}).get("settings")
+    version = settings.get("version") if isinstance(settings, dict) else None
+    return version if isinstance(version, int) else None
+
+
 def write_description(root: Path, document: dict[str, Any]) -> None:
     write_atomic(root / DESCRIPTION, (json.dumps(document, indent=2) + "\n").encode())
 
@@ -274,6 +310,12 @@ def _prepare(
         raise DataError(
             f"{out} holds something that is no finished speech data set; move it away, or choose another --out"
         )
+    version = (
+        document["settings"].get("version", 0) if document and isinstance(document.get("settings"), dict) else None
+    )
+    if version is not None and version < _VERSION and not force:
+        say(f"{out} holds version {version} of the speech data; version {_VERSION} is made in its place")
+        force = True
     if document is not None and not force:
         if document.get("settings") != asdict(settings):
             raise DataError(

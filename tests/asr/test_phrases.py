@@ -4,7 +4,7 @@ import pytest
 
 from experiments.asr import phrases
 from experiments.asr.phrases import choose_phrases, choose_vocabulary, read_clauses
-from experiments.core.errors import ConfigError, DataError
+from experiments.core.errors import DataError
 
 
 @pytest.fixture
@@ -32,23 +32,19 @@ def test_the_vocabulary_is_the_most_frequent_words_without_abbreviations(speeche
 
 def test_phrases_are_unique_short_and_within_the_vocabulary(speeches: Path) -> None:
     vocabulary = set(choose_vocabulary(read_clauses(speeches), 12))
-    found = choose_phrases(4, vocabulary_size=12, folder=speeches)
-    assert len(set(found)) == 4
+    found = choose_phrases(vocabulary_size=12, folder=speeches)
+    assert len(set(found)) == len(found) >= 4
     for phrase in found:
         words = phrase.split()
         assert 3 <= len(words) <= 7
         assert set(words) <= vocabulary
 
 
-def test_fewer_phrases_are_a_prefix_and_another_seed_another_order(speeches: Path) -> None:
-    four = choose_phrases(4, vocabulary_size=100, folder=speeches)
-    assert choose_phrases(2, vocabulary_size=100, folder=speeches) == four[:2]
-    assert choose_phrases(4, vocabulary_size=100, folder=speeches, seed=1) != four
-
-
-def test_too_many_phrases_is_an_error_with_the_number_there_is(speeches: Path) -> None:
-    with pytest.raises(ConfigError, match=r"1000 phrases were asked for, and 12 words give \d+"):
-        choose_phrases(1000, vocabulary_size=12, folder=speeches)
+def test_the_order_depends_on_the_seed_alone(speeches: Path) -> None:
+    every = choose_phrases(vocabulary_size=100, folder=speeches)
+    assert choose_phrases(vocabulary_size=100, folder=speeches) == every
+    other = choose_phrases(vocabulary_size=100, folder=speeches, seed=1)
+    assert other != every
 
 
 def test_without_the_speeches_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
+import hashlib
 import io
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ from rich.console import Console
 
 from experiments.asr import human, prepare
 from experiments.asr.librispeech import combined_fingerprint, read_split
-from experiments.asr.prepare import SPLITS, Settings, plan, render_all, shards
+from experiments.asr.prepare import OPTIONS, SPLITS, Settings, plan, render_all, shards
 from experiments.asr.synthesis import CLEAN_VOICES, Line, Voice
 from experiments.core.errors import ConfigError, DataError
 from tests.conftest import ROOT
 
-SMALL = Settings(train_utterances=28, eval_utterances=4)
+SMALL = Settings(**dict.fromkeys(OPTIONS.values(), 4) | {"train_utterances": 28})
 
 
 class Made:
@@ -44,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture
 def phrases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbered phrases, where the words do not matter."""
-    monkeypatch.setattr(prepare, "choose_phrases", lambda count, **_: [f"phrase {i}" for i in range(count)])
+    monkeypatch.setattr(prepare, "choose_phrases", lambda **_: [f"phrase {i}" for i in range(20_000)])
 
 
 @pytest.fixture
@@ -63,13 +65,17 @@ def silent_renderer(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.usefixtures("phrases")
 def test_no_phrase_is_in_two_splits_and_no_id_occurs_twice() -> None:
     lines = [line for wanted in plan(Settings(train_utterances=3000)).values() for line in wanted]
-    assert len({line.text for line in lines}) == len({line.id for line in lines}) == len(lines) == 4200
+    assert len({line.text for line in lines}) == len({line.id for line in lines}) == len(lines) == 3000 + 5300
 
 
 @pytest.mark.usefixtures("phrases")
 def test_splits_have_their_sizes_voices_and_noise() -> None:
-    lines = plan(Settings(train_utterances=3000, eval_utterances=290))
-    assert {split: len(wanted) for split, wanted in lines.items()} == dict.fromkeys(SPLITS, 290) | {"train-clean": 3000}
+    settings = Settings(train_utterances=3000, dev_utterances=290, test_other_utterances=200)
+    lines = plan(settings)
+    assert {split: len(wanted) for split, wanted in lines.items()} == settings.sizes
+    assert settings.sizes == {
+        "train-clean": 3000, "dev-clean": 290, "dev-other": 300, "test-clean": 3000, "test-other": 200,
+    }  # fmt: skip
     heard = {line.voice for line in lines["train-clean"]}
     assert heard == set(CLEAN_VOICES)
     for split in ("dev-clean", "test-clean"):
@@ -95,7 +101,23 @@ def test_shards_hold_every_line_once_and_never_two_splits() -> None:
     assert all(len({line.path.split("/")[0] for line in group}) == 1 for group in groups)
 
 
-@pytest.mark.parametrize("option", ["train_utterances", "eval_utterances", "vocabulary_size"])
+def test_training_utterances_are_those_of_the_first_version() -> None:
+    """Line by line, what version 1 trained on: its fingerprint, 4accd17f, was found again in a whole data set."""
+    lines = plan(Settings())["train-clean"]
+    assert len(lines) == 6000
+    told = json.dumps([asdict(line) for line in lines]).encode()
+    assert hashlib.sha256(told).hexdigest().startswith("a4324e514628a45e")
+    assert [len(group) for group in shards({"train-clean": lines})] == [500] * 12
+
+
+@pytest.mark.usefixtures("phrases")
+def test_more_than_there_are_phrases_is_refused() -> None:
+    with pytest.raises(ConfigError, match="20500 phrases are needed, and 1000 words give 20000: raise vocab"):
+        plan(Settings(train_utterances=20_500 - 5300))
+    plan(Settings(train_utterances=20_000 - 5300))
+
+
+@pytest.mark.parametrize("option", [*OPTIONS.values(), "vocabulary_size"])
 def test_a_setting_out_of_range_is_named(option: str) -> None:
     with pytest.raises(ConfigError, match=f"{option} must be at least .*, got 0"):
         Settings(**{option: 0})
@@ -140,8 +162,23 @@ def test_a_complete_data_set_is_left_alone(made: Made, silent_renderer: list[str
 
 def test_other_settings_need_force(made: Made, silent_renderer: list[str]) -> None:
     with pytest.raises(DataError, match=r"was made with other settings.*--force"):
-        made.run(Settings(train_utterances=29, eval_utterances=4))
+        made.run(replace(SMALL, train_utterances=29))
     assert silent_renderer == []
+
+
+@pytest.mark.usefixtures("phrases")
+def test_data_of_an_older_version_are_made_again_and_it_is_said(made: Made, silent_renderer: list[str]) -> None:
+    old = made.document | {"settings": {"train_utterances": 28, "eval_utterances": 4, "version": 1}}
+    prepare.write_description(made.out, old)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            made.run(SMALL)
+        said = made.said.getvalue()
+    finally:
+        prepare.write_description(made.out, made.document)
+    assert silent_renderer
+    assert f"{made.out} holds version 1 of the speech data; version 2 is made in its place" in said
+    assert made.run(SMALL) == made.document  # the old one stays until the new one is whole
 
 
 def test_a_damaged_data_set_is_noticed(made: Made, silent_renderer: list[str]) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from experiments.core.errors import ConfigError, DataError
 from experiments.llm.text import Files, Hub, Speeches, articles, clean_speech, role_of
+from experiments.llm.tokenizer import BytePairs
+from scripts.prepare_text import prepare
 
 SHARES = {"val": 0.2, "test": 0.1, "train": 0.0}
 
@@ -40,18 +42,42 @@ def test_roles_follow_their_shares_and_the_text_alone() -> None:
     assert {role_of(text, {"train": 0.0}) for text in texts} == {"train"}
 
 
-def test_no_speech_and_no_year_is_in_two_splits() -> None:
-    source = Speeches(0.03, 0.03, 2)
+def test_no_speech_is_in_two_splits_and_every_era_is_in_all() -> None:
+    source = Speeches(15, 4)
     parts = {role: list(source.documents(role)) for role in ("train", "val", "test")}
     every = [text for part in parts.values() for text in part]
     assert len(every) == len(set(every)) == 249
-    assert [len(part) for part in parts.values()] == [239, 7, 3]
+    assert [len(part) for part in parts.values()] == [219, 15, 15]
     assert not any("[Applause]" in text or "[Laughter]" in text for text in every)
-    years = {
-        role: {f.name[:4] for f in source._files() if role_of(f.name.split("-")[0], source.shares, 2) == role}
-        for role in parts
-    }
-    assert sum(map(len, years.values())) == len(set.union(*years.values()))
+    roles = source.roles()
+    assert roles == Speeches(15, 4).roles() != Speeches(15, 5).roles()
+    years = {role: {int(name[:4]) for name, r in roles.items() if r == role} for role in parts}
+    assert sum(map(len, years.values())) == len(set.union(*years.values()))  # no year is in two
+    for role in ("val", "test"):
+        eras = [min((year - 1790) * 8 // (2026 - 1790), 7) for year in years[role]]  # of 29 or 30 years
+        assert set(eras) == set(range(8))
+        assert max(map(eras.count, range(8))) <= 3
+
+
+def test_speeches_of_a_year_with_several_train() -> None:
+    roles = Speeches(15, 4).roles()
+    several = [name for name in roles if sum(other[:4] == name[:4] for other in roles) > 1]
+    assert len(several) == 31
+    assert {roles[name] for name in several} == {"train"}
+
+
+def test_both_configs_hold_the_same_speeches_out(tmp_path: Path) -> None:
+    fingerprints = []
+    for data in ("llm_sotu", "llm_sotu_bytes"):
+        module = prepare("llm_cpu", [f"data={data}", f"paths.data_dir={tmp_path}"])
+        source = module.source
+        assert isinstance(source, Speeches)
+        assert source.roles() == Speeches(15, 4).roles()
+        fingerprints.append({role: counts["sha256"] for role, counts in module.packed.splits.items()})
+        if data == "llm_sotu":
+            alone = BytePairs.train(source.documents("train"), 1024)
+            assert module.tokenizer.digest == alone.digest  # trained on nothing else
+    assert fingerprints[0] == fingerprints[1]
 
 
 def test_wikitext_lines_become_articles() -> None:
@@ -115,7 +141,11 @@ def test_files_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"val_share must be at least 0 and less than 1, got 1\.5"):
-        Speeches(1.5, 0.1)
+        Files("x", val_share=1.5)
+    with pytest.raises(ConfigError, match=r"eval_speeches must be a whole number of at least 1, got 0\.5"):
+        Speeches(0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"eval_speeches must be at most 72, a third of .*, got 73"):
+        Speeches(73).roles()
     with pytest.raises(ConfigError, match="leave nothing"):
         Files("x", val_share=0.6, test_share=0.6)
     with pytest.raises(ConfigError, match="group must be null or articles"):
@@ -123,7 +153,7 @@ def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match="splits must name train, val, test"):
         Hub("a/b", None, {"train": "train"}, "x")
     with pytest.raises(ConfigError, match="cannot be streamed"):
-        Speeches(0.1, 0.1).stream("train")
+        Speeches(15).stream("train")
 
 
 def test_a_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
