@@ -53,8 +53,8 @@ def check_choices(cfg: DictConfig) -> None:
         raise ConfigError(f"resume must be one of {', '.join(RESUME_CHOICES)}, got {cfg.resume!r}")
     if not isinstance(cfg.overwrite, bool):
         raise ConfigError(f"overwrite must be true or false, got {cfg.overwrite!r}")
-    if cfg.purpose not in ("eval", "tune"):
-        raise ConfigError(f"purpose must be eval or tune, got {cfg.purpose!r}")
+    if cfg.purpose not in ("eval", "tune", "pilot"):
+        raise ConfigError(f"purpose must be eval, tune or pilot, got {cfg.purpose!r}")
     for name in ("threads", "eval_every"):
         if not isinstance(cfg[name], int) or cfg[name] < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {cfg[name]!r}")
