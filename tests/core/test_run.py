@@ -198,7 +198,7 @@ def test_wrong_options_are_named(compose_config, override: str, message: str) ->
 @pytest.mark.parametrize(
     ("optimizer", "override", "message"),
     [
-        ("fadam", "optimizer.rho=3", "rho=3 is not allowed; rho must be a number in"),
+        ("fadam", "optimizer.fim_rho=3", "fim_rho=3 is not allowed; fim_rho must be a number in"),
         ("fadam", "+optimizer.bata=3", "unexpected keyword argument 'bata'; its options are .*betas, eps, eps2, clip"),
         (
             "adamw",

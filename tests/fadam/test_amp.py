@@ -14,7 +14,7 @@ from fadam.functional import amp_tensors
 from fadam.optimizer import initial_state
 from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
 
-FUSED: list[dict[str, Any]] = [{}, {"momentum": "gradient"}, {"decay": "decoupled"}]
+FUSED: list[dict[str, Any]] = [{}, {"momentum_mode": "gradient"}, {"decay_mode": "decoupled"}]
 
 
 def given(opt: FAdam, grad_scale: float | None, found_inf: float) -> None:

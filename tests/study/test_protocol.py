@@ -93,7 +93,7 @@ def test_every_arm_gets_the_same_learning_rates_and_decays_of_its_kind(compose_c
     for arm in study.protocol("llm")["tiers"]["who"]["arms"]:
         for index in (0, 7):
             cfg = compose_config("experiment=llm_study", "tune=study", f"optimizer={arm}", f"point={index}")
-            kind = cfg.optimizer.get("decay", "decoupled")
+            kind = cfg.optimizer.get("decay_mode", "decoupled")
             rates.setdefault(index, set()).add(cfg.optimizer.lr)
             decays.setdefault((index, kind), set()).add(cfg.optimizer.weight_decay)
     assert {index: len(values) for index, values in rates.items()} == {0: 1, 7: 1}
