@@ -81,10 +81,16 @@ class Switches:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`challenger` against `baseline` on the first `looks[0]`, `looks[1]`, ... evaluation seeds."""
+    """`challenger` against `baseline` on the first `looks[0]`, `looks[1]`, ... evaluation seeds.
+
+    Attributes:
+        claim: of results/claims.yaml, or "" where none rests on it.
+        family: comparisons of one family, over all studies, share the chance of a false word (Holm).
+    """
 
     id: str
     claim: str
+    family: str
     challenger: str
     baseline: str
     looks: tuple[int, ...]
@@ -162,7 +168,8 @@ class Protocol:
                 for kind, decays in bowl.decays.items():
                     if bowl.start.get(kind) not in decays:
                         raise ConfigError(
-                            f"{self.name}: decays.{kind} must hold start.{kind}={bowl.start.get(kind)}, got {list(decays)}"
+                            f"{self.name}: decays.{kind} must hold start.{kind}={bowl.start.get(kind)}, "
+                            f"got {list(decays)}"
                         )
         for comparison in self.comparisons:
             looks = comparison.looks

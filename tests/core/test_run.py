@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(compose_config) -> N
         ("eval_every=0", "eval_every must be a whole number of at least 1, got 0"),
         ("trainer.max_steps=-1", "trainer.max_steps must be"),
         ("resume=maybe", "resume must be one of auto, never, got 'maybe'"),
-        ("purpose=fun", "purpose must be eval or tune, got 'fun'"),
+        ("purpose=fun", "purpose must be eval, tune or pilot, got 'fun'"),
         ("objective.mode=up", "objective.mode must be min or max"),
         ("scheduler.warmup_steps=12", "scheduler.warmup_steps must be"),
         ("scheduler.shape=stairs", "scheduler.shape must be cosine, linear or constant, got 'stairs'"),
