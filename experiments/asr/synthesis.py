@@ -84,21 +84,25 @@ CLEAN_VOICES = [
     Voice("pico", "en-US", 1.2, 0.8),
 ]
 
-# Never heard in training: other formants, two more accents, and the second voice of the other engine.
-OTHER_VOICES = [
-    *_espeak(
-        ("en-us+Annie", 55, 145),
-        ("en-us+m6", 45, 150),
-        ("en-us-nyc+belinda", 55, 140),
-        ("en-gb-x-rp+adam", 45, 155),
-        ("en-gb-scotland+shelby", 60, 145),
-        ("en-029+Denis", 50, 150),
-        ("en-gb-x-gbclan+m8", 50, 145),
-        ("en-gb-x-gbcwmd+aunty", 50, 150),
-    ),
-    Voice("pico", "en-GB", 1.0, 0.85),
-    Voice("pico", "en-GB", 0.85, 0.9),
-]
+# Never heard in training: other formants, and two more accents.
+OTHER_VOICES = _espeak(
+    ("en-us+Annie", 55, 145),
+    ("en-us+m6", 45, 150),
+    ("en-us+robert", 50, 150),
+    ("en-us-nyc+belinda", 55, 140),
+    ("en-us-nyc+rob", 50, 145),
+    ("en-gb-x-rp+adam", 45, 155),
+    ("en-gb-scotland+john", 50, 145),
+    ("en-029+Denis", 50, 150),
+    ("en-gb-x-gbclan+m8", 50, 145),
+    ("en-gb-x-gbcwmd+aunty", 50, 150),
+)
+
+# Ranges of the room and the noise of "other": the reverberation's decay in seconds, the direct sound above it and the
+# speech above the noise in dB, the noise's colour. Training is in silence, so that a little does much: a model with a
+# WER of 33% in silence had 81% with 8 to 14 and 18 to 30 dB, in voices that it knew, and 66% with 12 to 18 and 25 to
+# 40 dB, in voices much like these.
+_ROOM, _DIRECT, _SNR, _COLOUR = (0.1, 0.25), (12.0, 18.0), (28.0, 40.0), (0.0, 1.5)
 
 
 class Engine(Protocol):
@@ -296,12 +300,7 @@ def render(line: Line, engine: Engine, seed: int) -> Samples:
         raise DataError(f"the voice {line.voice.name} said too little for {line.text!r}")
     samples = ((samples.astype(np.int64) * gain) >> 8).astype(np.int16)
     if line.noisy:
-        rt60, direct, snr, colour = (
-            rng.uniform(0.15, 0.45),
-            rng.uniform(2, 10),
-            rng.uniform(8, 25),
-            rng.uniform(0, 1.5),
-        )
+        rt60, direct, snr, colour = (rng.uniform(*low_high) for low_high in (_ROOM, _DIRECT, _SNR, _COLOUR))
         padded = np.concatenate([samples, np.zeros(SAMPLE_RATE // 10, np.int16)])
         samples = reverberate(padded, rt60, direct, f"{seed}-room-{line.id}")
         samples = add_noise(samples, snr, colour, f"{seed}-noise-{line.id}")
