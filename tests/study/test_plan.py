@@ -98,7 +98,7 @@ def test_a_study_runs_to_its_end_and_stops_early(tmp_path: Path) -> None:
     assert sorted(run.seed for run in evaluated) == list(p.evaluation[:12])
     assert {dict(run.settings)["optimizer.lr"] for run in evaluated} == {rate(-13)}
     epsilon = [run for run in made if run.stage == "epsilon"]
-    assert len(epsilon) == 5 * 3 * 2 * (2 + 4)
+    assert len(epsilon) == 4 * 3 * 2 * (2 + 4)
 
 
 def test_noise_takes_all_looks(tmp_path: Path) -> None:
