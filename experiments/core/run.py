@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.core import loggers as log
 from experiments.core import record as rec
 from experiments.core import resolvers as resolvers
-from experiments.core.callbacks import History, everyones, is_evaluation
+from experiments.core.callbacks import History, everyones, has_nan, is_evaluation
 from experiments.core.choices import CONFIGS
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError, UserError
@@ -247,6 +247,7 @@ def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict
     metrics = {name: value for name, value in final.items() if is_evaluation(name)}
     if not history.diverged:
         metrics |= {name: float(v) for name, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
+        history.diverged = has_nan(metrics) or not math.isfinite(metrics.get(cfg.objective.metric, 0.0))
     samples = [] if history.diverged else module.samples()
     log.log_samples(trainer.loggers, samples)
     artifacts = [] if history.diverged else module.save_artifacts(str(folder.stem))

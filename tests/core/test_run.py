@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 
 from experiments.core import record as rec
 from experiments.core import run
@@ -37,15 +37,20 @@ class Stop(Callback):
             raise RuntimeError("broken off")
 
 
-def break_off_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
+    """Let `callback` watch the runs, before all others."""
     build = run.build_trainer
 
-    def with_stop(*args: Any) -> Trainer:
+    def built(*args: Any) -> Trainer:
         trainer = build(*args)
-        trainer.callbacks.append(Stop(step))
+        trainer.callbacks.insert(0, callback)
         return trainer
 
-    monkeypatch.setattr(run, "build_trainer", with_stop)
+    monkeypatch.setattr(run, "build_trainer", built)
+
+
+def break_off_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    with_callback(monkeypatch, Stop(step))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -174,6 +179,47 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(compose_config) -> N
     assert record["steps"] < 12
     assert record["objective"]["value"] is None
     assert record["samples"] == []
+
+
+class Spoil(Callback):
+    """Makes the gradients of one step not finite, or the weights after it."""
+
+    def __init__(self, what: str, step: int, value: float) -> None:
+        self.what, self.step, self.value = what, step, value
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self.what == "gradients" and trainer.global_step == self.step:
+            for parameter in pl_module.parameters():
+                parameter.grad.fill_(self.value)  # type: ignore[union-attr]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.what == "one weight" and trainer.global_step == self.step:
+            with torch.no_grad():
+                next(pl_module.parameters()).view(-1)[-1] = self.value
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_clip", "fadam", "schedule_free"])
+@pytest.mark.parametrize(
+    "spoil", [Spoil("gradients", 11, math.nan), Spoil("one weight", 12, math.nan), Spoil("one weight", 12, math.inf)]
+)
+def test_what_the_last_step_spoils_is_a_divergence(compose_config, monkeypatch, optimizer: str, spoil: Spoil) -> None:
+    with_callback(monkeypatch, spoil)
+    record = run.execute(compose_config("experiment=toy", f"optimizer={optimizer}", "logger=none"))
+    assert (record["steps"], record["diverged"]) == (12, True)
+    assert record["objective"]["value"] is None
+    assert not any(name.startswith("test/") for name in record["metrics"])
+
+
+def test_a_test_metric_that_is_not_a_number_is_a_divergence(compose_config, monkeypatch) -> None:
+    from tests.core.toy import ToyModule
+
+    evaluate = ToyModule.test_step
+    monkeypatch.setattr(
+        ToyModule, "test_step", lambda self, *words: (evaluate(self, *words), self.log("test/more", math.nan))[0]
+    )
+    record = run.execute(compose_config("experiment=toy", "logger=none"))
+    assert record["diverged"] is True
+    assert record["metrics"]["test/more"] is None
 
 
 @pytest.mark.parametrize(
