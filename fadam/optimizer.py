@@ -360,7 +360,11 @@ class FAdam(Optimizer):
     def _scaler_number(self, name: str) -> Tensor | None:
         """What a scaler has set for this step; a DTensor where the gradients are."""
         number = getattr(self, name, None)
-        return None if number is None else whole(number)
+        if number is None:
+            return None
+        if not isinstance(number, Tensor):  # a scaler that has seen no gradient says found_inf = 0, the number
+            return torch.tensor(float(number), dtype=torch.float32, device="cpu")
+        return whole(number)
 
     def _check_capture(self) -> None:
         if torch.compiler.is_compiling() or not torch.cuda.is_available():
