@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, overload
 
@@ -11,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fadam.backend import fused_refusal, is_ablation
 from fadam.functional import Task, begin, is_sharded, take
-from fadam.options import DEFAULTS, Checked, checked_options, refuse_old, refuse_unknown, renew, to_save
+from fadam.options import DEFAULTS, DTYPES, Checked, checked_options, refuse_old, refuse_unknown, renew, to_save
 
 STATE_KEYS = ("step", "momentum", "fim")
 
@@ -95,8 +96,8 @@ class FAdam(Optimizer):
         - ``fim``: f_t, shape of the parameter, ``fim_dtype``.
 
         A complex parameter of shape (\*) is treated as the real tensor ``torch.view_as_real(param)`` of shape
-        (\*, 2), RMS values included, and its states have that shape. Loading a state dict keeps the dtypes it
-        was saved with and copies its tensors.
+        (\*, 2), RMS values included, and its states have that shape. For the dtypes of loaded states see
+        :meth:`load_state_dict`.
 
     Arithmetic is in the widest dtype of parameter, gradient and states, in float32 at least; a bfloat16 or
     float16 parameter is rounded once a step. RMS values are accumulated in float64 where the device has it.
@@ -247,7 +248,11 @@ class FAdam(Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict; `momentum` and `fim` keep the dtypes they were saved with, and are copied.
+        """Load a state dict; its tensors are copied.
+
+        Its options win, but for a `momentum_dtype` or `fim_dtype` that this optimizer was built with: the states are
+        cast to it then, with a warning if that narrows them. Other states keep the dtypes they were saved with, unless
+        both sides leave them to the parameter and it has a wider one now.
 
         Raises:
             ValueError: if a parameter's state is not FAdam's or of another shape than the parameter, if the groups do
@@ -256,6 +261,8 @@ class FAdam(Optimizer):
         # Base class and hooks may replace the dict, so that what is loaded is known to the last of the
         # pre-hooks only.
         loaded: dict[str, Any] = {}
+        narrowed: dict[str, str] = {}
+        asked = [{name: group[name] for name in DTYPES} for group in self.param_groups]
 
         def check(_: Optimizer, final: dict[str, Any]) -> None:
             for group in final["param_groups"]:
@@ -277,21 +284,36 @@ class FAdam(Optimizer):
 
         def restore(_: Optimizer) -> None:
             keys = [key for group in loaded["param_groups"] for key in group["params"]]
-            params = [(p, group) for group in self.param_groups for p in group["params"]]
-            for key, (param, group) in zip(keys, params, strict=True):
+            for group, dtypes in zip(self.param_groups, asked, strict=True):
+                group.update({name: dtype for name, dtype in dtypes.items() if dtype is not None})
+            params = [
+                (p, group, dtypes)
+                for group, dtypes in zip(self.param_groups, asked, strict=True)
+                for p in group["params"]
+            ]
+            for key, (param, group, dtypes) in zip(keys, params, strict=True):
                 if key not in loaded["state"]:
                     continue
                 saved, state = loaded["state"][key], self.state[param]
                 step = saved["step"] if isinstance(saved["step"], Tensor) else torch.tensor(saved["step"], device="cpu")
                 state["step"] = step.to(_step_device(param, group), torch.float32, copy=True).reshape(())
                 for name in ("momentum", "fim"):
-                    state[name] = saved[name].to(device=param.device, copy=True)
+                    dtype = dtypes[f"{name}_dtype"] or _kept_dtype(saved[name], param, group[f"{name}_dtype"])
+                    if torch.promote_types(saved[name].dtype, dtype) != dtype:
+                        narrowed[name] = f"{saved[name].dtype} to {dtype}"
+                    state[name] = saved[name].to(device=param.device, dtype=dtype, copy=True)
 
         with (
             self.register_load_state_dict_pre_hook(check),
             self.register_load_state_dict_post_hook(restore, prepend=True),
         ):
             super().load_state_dict(state_dict)
+        for name, change in narrowed.items():
+            warnings.warn(
+                f"FAdam: the loaded {name} states are narrowed from {change}, the {name}_dtype that this optimizer was "
+                "built with; build it without to keep them",
+                stacklevel=2,
+            )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -360,7 +382,11 @@ class FAdam(Optimizer):
     def _scaler_number(self, name: str) -> Tensor | None:
         """What a scaler has set for this step; a DTensor where the gradients are."""
         number = getattr(self, name, None)
-        return None if number is None else whole(number)
+        if number is None:
+            return None
+        if not isinstance(number, Tensor):  # a scaler that has seen no gradient says found_inf = 0, the number
+            return torch.tensor(float(number), dtype=torch.float32, device="cpu")
+        return whole(number)
 
     def _check_capture(self) -> None:
         if torch.compiler.is_compiling() or not torch.cuda.is_available():
@@ -389,6 +415,12 @@ def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
             real, dtype=group["fim_dtype"], memory_format=torch.preserve_format, requires_grad=False
         ),
     }
+
+
+def _kept_dtype(state: Tensor, param: Tensor, option: torch.dtype | None) -> torch.dtype:
+    """The dtype of a loaded state that nobody asked for: its own, or the parameter's where that holds it."""
+    own = param.dtype.to_real()
+    return own if option is None and torch.promote_types(state.dtype, own) == own else state.dtype
 
 
 def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:

@@ -109,6 +109,48 @@ def test_loading_casts_nothing_and_shares_nothing() -> None:
         assert loaded.data_ptr() != opt.state[p][name].data_ptr()
 
 
+WIDE, NARROW = torch.float32, torch.bfloat16
+# Of the parameter and of the option, where it was saved and where it is loaded; what comes, and whether it warns.
+LOADED = [
+    ((NARROW, None), (WIDE, WIDE), WIDE, False),
+    ((NARROW, None), (WIDE, None), WIDE, False),
+    ((NARROW, WIDE), (NARROW, None), WIDE, False),
+    ((NARROW, WIDE), (NARROW, NARROW), NARROW, True),
+    ((NARROW, NARROW), (WIDE, None), NARROW, False),
+    ((WIDE, None), (NARROW, None), WIDE, False),
+    ((WIDE, None), (WIDE, NARROW), NARROW, True),
+    ((WIDE, torch.float16), (WIDE, NARROW), NARROW, True),
+    ((WIDE, NARROW), (WIDE, WIDE), WIDE, False),
+]
+
+
+@pytest.mark.parametrize(("saved", "built", "dtype", "warns"), LOADED)
+@pytest.mark.parametrize("name", ["momentum", "fim"])
+def test_a_dtype_asked_for_wins_over_the_saved_one(
+    name: str,
+    saved: tuple[torch.dtype, torch.dtype | None],
+    built: tuple[torch.dtype, torch.dtype | None],
+    dtype: torch.dtype,
+    warns: bool,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    params = leaves([torch.linspace(-1, 1, 5, dtype=saved[0])])
+    opt = FAdam(params, **{f"{name}_dtype": saved[1]})
+    run(opt, params, lambda t: [torch.linspace(t, 3, 5)], 3)
+    others = leaves([x.detach().to(built[0]) for x in params])
+    other = FAdam(others, **{f"{name}_dtype": built[1]})
+    other.load_state_dict(through_file(opt.state_dict()))
+    assert other.param_groups[0][f"{name}_dtype"] == (built[1] or saved[1])
+    state = other.state[others[0]][name]
+    torch.testing.assert_close(state, opt.state[params[0]][name].to(dtype), rtol=0, atol=0)
+    assert [str(w.message) for w in recwarn] == [
+        f"FAdam: the loaded {name} states are narrowed from {saved[1] or saved[0]} to {dtype}, the {name}_dtype that "
+        "this optimizer was built with; build it without to keep them"
+    ] * warns
+    run(other, others, lambda t: [torch.ones(5)], 1)
+    assert other.state[others[0]][name].dtype == dtype
+
+
 def test_hooks_on_loading_see_and_change_what_is_loaded() -> None:
     params = leaves([torch.ones(3)])
     opt = FAdam(params, fim_dtype=torch.float64)
