@@ -5,6 +5,7 @@
     python -m experiments.study status               # what is done, missing, and the hours left
     python -m experiments.study plan llm             # every run that is due, as commands
     python -m experiments.study tuned                # write what was chosen into configs/tuned
+    python -m experiments.study publish              # copy the planned runs' records into results/runs
 
 Each run is `python -m experiments.train` with the words that `plan` prints. What has a record is not run again; what
 was interrupted goes on. A run that fails is tried once more after the others, and then named. Ctrl-C ends; the same
@@ -26,6 +27,7 @@ from experiments.core.errors import UserError
 from experiments.core.protocol import names, protocol
 from experiments.study.plan import Planner, Run, plan_all, wanted
 from experiments.study.pool import Pool
+from experiments.study.publish import publish
 from experiments.study.results import Results
 from experiments.study.settle import decider, write_tuned
 from experiments.study.status import duration, show
@@ -87,7 +89,7 @@ def run_all(options: argparse.Namespace, results: Results) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("command", choices=("run", "status", "plan", "tuned"))
+    parser.add_argument("command", choices=("run", "status", "plan", "tuned", "publish"))
     parser.add_argument("studies", nargs="*", help=f"default: all, {', '.join(names())}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
@@ -112,6 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = planners(options.studies, results)
         if options.command == "status":
             show(plan_all(found), results, options.jobs)
+        elif options.command == "publish":
+            published = publish(plan_all(found), options.runs, options.published)
+            for line in published.refused:
+                print(f"refused: {line}", file=sys.stderr)
+            print(
+                f"{published.copied} records published, {published.kept} were there, {len(published.refused)} refused"
+            )
         elif options.command == "tuned":
             for path in write_tuned(found, results):
                 print(f"wrote {path}")
