@@ -129,7 +129,9 @@ def test_files_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"must all end in the same one of \.txt, .* got \.csv, \.txt"):
         list(Files(str(tmp_path / "a.*")).documents("train"))
     (tmp_path / "b.jsonl").write_text('{"body": "a"}\n')
-    with pytest.raises(DataError, match=r"row 1 of .*b\.jsonl has no column 'text'; data\.source\.column must be one of body"):
+    with pytest.raises(
+        DataError, match=r"row 1 of .*b\.jsonl has no column 'text'; data.source.column must be .* body"
+    ):
         list(Files(str(tmp_path / "*.jsonl")).documents("train"))
     (tmp_path / "c.json").write_text('{"text": 7}\n')
     with pytest.raises(DataError, match=r"column 'text' in row 1 of .*c\.json holds int, not text"):
