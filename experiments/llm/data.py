@@ -227,7 +227,7 @@ class TextData(ResumableDataModule):
 
     @property
     def problems(self) -> dict[str, int]:
-        return {"empty-document": self.packed.empty} if self.packed.empty else {}
+        return self.packed.problems
 
 
 class PackedText(TextData):

@@ -101,6 +101,7 @@ def pack(
             "tokenizer_sha256": chosen.digest,
             "end": tokenizer.get("end") or tok.END,
             "splits": splits,
+            "problems": source.problems,
         }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         os.chmod(temporary, 0o755)
@@ -199,8 +200,10 @@ class PackedFolder:
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     @property
-    def empty(self) -> int:
-        return sum(int(counts["empty"]) for counts in self.splits.values())
+    def problems(self) -> dict[str, int]:
+        """What was odd about the text, by kind."""
+        empty = sum(int(counts["empty"]) for counts in self.splits.values())
+        return ({"empty-document": empty} if empty else {}) | self.meta.get("problems", {})
 
 
 def windows(tokens: int, length: int) -> int:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.core.errors import ConfigError, DataError
+from experiments.llm.local import FORMATS, rows
 
 Role = Literal["train", "val", "test"]
 ROLES: tuple[Role, ...] = ("train", "val", "test")
-FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
+_READER = 2  # to be raised when `rows` gives other text for the same files
 _CLEANING = 1  # to be raised when `clean_speech` changes, so that caches are made anew
 _DIRECTION = re.compile(
     r"""[ \t]*\[\s*(?:
@@ -77,6 +78,11 @@ class Source(ABC):
     """
 
     name: str
+
+    @property
+    def problems(self) -> dict[str, int]:
+        """What is odd about the files, by kind, beside documents without text."""
+        return {}
 
     @property
     @abstractmethod
@@ -251,26 +257,30 @@ class _Datasets(Source):
         shares = self._shares(self.splits[role])
 
         def text(row: Mapping[str, Any]) -> str | None:
-            if self.column not in row:
-                raise DataError(
-                    f"{self.name} has no column {self.column!r}; data.source.column must be one of {', '.join(row)}"
-                )
-            value = row[self.column]
+            value = self._value(row)
             if value is None:
                 return "" if role == "train" else None
-            if not isinstance(value, str):
-                raise DataError(f"column {self.column!r} of {self.name} holds {type(value).__name__}, not text")
             return value if role_of(value, shares, self.split_seed) == role else None
 
         return text
 
+    def _value(self, row: Mapping[str, Any]) -> str | None:
+        if self.column not in row:
+            raise DataError(
+                f"{self.name} has no column {self.column!r}; data.source.column must be one of {', '.join(row)}"
+            )
+        value = row[self.column]
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"column {self.column!r} of {self.name} holds {type(value).__name__}, not text")
+        return value
+
     def documents(self, role: Role) -> Iterator[str]:
-        rows = self.read(self.open(self.splits[role]))
+        found = self.read(self.open(self.splits[role]))
         document = self._document(role)
         if self.group == "articles":
-            texts = articles(str(row[self.column]) for row in rows)
-            rows = ({self.column: text} for text in texts)
-        return (text for row in rows if (text := document(row)) is not None)
+            texts = articles(self._value(row) or "" for row in found)
+            found = ({self.column: text} for text in texts)
+        return (text for row in found if (text := document(row)) is not None)
 
     def read(self, stream: Any) -> Iterator[Mapping[str, Any]]:
         try:
@@ -302,7 +312,7 @@ class Files(_Datasets):
 
     Raises:
         ConfigError: an option is out of range.
-        DataError: a pattern matches nothing, formats are mixed, or a file is not UTF-8.
+        DataError: a pattern matches nothing, formats are mixed, a link is broken, or a row cannot be read.
     """
 
     def __init__(
@@ -320,12 +330,30 @@ class Files(_Datasets):
         self.patterns = [files] if isinstance(files, str) else list(files)
 
     def found(self) -> list[Path]:
-        """The files, sorted."""
+        """The files, sorted; one that several links lead to is taken once, under the first name.
+
+        Raises:
+            DataError: see the class.
+        """
+        return self._look()[0]
+
+    @property
+    def problems(self) -> dict[str, int]:
+        paths, again = self._look()
+        empty = sum(path.stat().st_size == 0 for path in paths)
+        return {name: count for name, count in (("empty-file", empty), ("linked-again", again)) if count}
+
+    def _look(self) -> tuple[list[Path], int]:
         paths: set[Path] = set()
         for pattern in self.patterns:
             matches = [Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
             if not matches:
                 raise DataError(f"no file matches data.source.files={pattern}")
+            for path in matches:
+                if path.is_symlink() and not path.exists():
+                    raise DataError(f"{path} is a link to a file that is not there")
+                if path.exists() and not path.is_file() and not path.is_dir():
+                    raise DataError(f"{path} is no regular file")
             paths.update(path for path in matches if path.is_file())
         suffixes = {path.suffix for path in paths}
         if len(suffixes) != 1 or not suffixes <= FORMATS.keys():
@@ -333,43 +361,28 @@ class Files(_Datasets):
                 f"data.source.files must all end in the same one of {', '.join(FORMATS)}, "
                 f"got {', '.join(sorted(suffixes)) or 'no file'}"
             )
-        return sorted(paths)
+        first: dict[Path, Path] = {}
+        for path in sorted(paths):
+            first.setdefault(path.resolve(), path)
+        return list(first.values()), len(paths) - len(first)
 
     @property
     def identity(self) -> dict[str, Any]:
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.found()]
         return {
             "name": self.name, "files": stats, "column": self.column, "group": self.group,
-            "shares": [self.val_share, self.test_share], "seed": self.split_seed,
+            "shares": [self.val_share, self.test_share], "seed": self.split_seed, "reader": _READER,
         }  # fmt: skip
 
     def open(self, split: str) -> Any:
-        from datasets import load_dataset
+        from datasets import IterableDataset
 
-        paths = self.found()
-        kind = FORMATS[paths[0].suffix]
-        whole = {"sample_by": "document"} if kind == "text" else {}
-        try:
-            return load_dataset(kind, data_files=[str(p) for p in paths], split=split, streaming=True, **whole)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self.explain(error) from error
+        # Not `load_dataset`: it takes the columns' types from the first file, and fails where that has only nulls.
+        paths = [str(path) for path in self.found()]
+        return IterableDataset.from_generator(rows, gen_kwargs={"paths": paths, "column": self.column})
 
     def explain(self, error: Exception) -> DataError:
-        for path in self.found():
-            if path.suffix != ".parquet":
-                _check_utf8(path)
         return DataError(f"{self.name} ({', '.join(self.patterns)}) cannot be read: {_sentence(error)}")
-
-
-def _check_utf8(path: Path) -> None:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} is not UTF-8 text: {error.reason} in line {number}, byte {error.start} of it"
-                ) from None
 
 
 class Hub(_Datasets):

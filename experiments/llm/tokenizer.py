@@ -93,9 +93,12 @@ class BytePairs(Tokenizer):
         number = inner.token_to_id(end)
         if number is None:
             raise ConfigError(f"the tokenizer has no end token {end!r}: name it with data.tokenizer.end")
+        # What the text spells out is text: no token but those between documents is an end token.
+        inner.add_special_tokens([end])
+        inner.encode_special_tokens = True
         inner.no_truncation()
         inner.no_padding()
-        self.inner, self.end, self.end_text = inner, number, end
+        self.inner, self.end = inner, number
         self.vocab_size = inner.get_vocab_size(with_added_tokens=True)
 
     @classmethod
@@ -129,9 +132,7 @@ class BytePairs(Tokenizer):
         return trained
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        # An end token written out in the text would be taken for one.
-        parts = [text.replace(self.end_text, "") for text in texts]
-        found = self.inner.encode_batch_fast(parts, add_special_tokens=False)
+        found = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(e.ids, dtype=np.uint32) for e in found]
 
     def decode(self, tokens: Iterable[int]) -> str:

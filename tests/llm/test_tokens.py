@@ -31,6 +31,32 @@ def test_tokens_give_the_text_back_and_count_its_bytes(made: tokenizer.Tokenizer
     assert made.token_bytes[made.end] == 0
 
 
+WRITTEN_OUT = ["<|end|>", "<|e<|end|>nd|>", "a <|end|> b", "<|end|><|end|>", "<|e" * 50 + "<|end|>" + "nd|>" * 50]
+
+
+@pytest.mark.parametrize("text", WRITTEN_OUT)
+def test_an_end_token_that_a_text_spells_out_is_text(made: tokenizer.Tokenizer, text: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(made.dumps(), encoding="utf-8")
+    for one in (made, tokenizer.load(tmp_path / "tokenizer.json")):
+        (tokens,) = one.encode([text])
+        assert one.end not in tokens
+        assert one.decode(tokens) == text
+        assert one.token_bytes[tokens].sum() == len(text.encode())
+
+
+def test_an_end_token_that_a_foreign_tokenizer_does_not_call_special_is_text_too(tmp_path: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer
+
+    inner = Tokenizer.from_str(tokenizer.BytePairs.train(documents(60), 300).dumps())
+    inner.add_tokens([AddedToken("<eod>", special=False)])
+    (tmp_path / "foreign.json").write_text(inner.to_str(), encoding="utf-8")
+    one = tokenizer.load(tmp_path / "foreign.json", end="<eod>")
+    assert (one.vocab_size, one.end) == (301, 300)
+    (tokens,) = one.encode(["of <e<eod>od> the"])
+    assert 300 not in tokens
+    assert one.decode(tokens) == "of <e<eod>od> the"
+
+
 def test_tokenizer_is_read_back_as_it_was(made: tokenizer.Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(made.dumps(), encoding="utf-8")
     again = tokenizer.load(tmp_path / "tokenizer.json")
