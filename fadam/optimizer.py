@@ -75,7 +75,7 @@ class FAdam(Optimizer):
         momentum_dtype: dtype of the momentum state, or its name ("bfloat16"); None is the parameter's.
         fim_dtype: dtype of the FIM state, or its name; None is the parameter's.
         fused: use the fused implementation: Triton kernels on CUDA devices, on the host C++ that is compiled
-            at the first step of this machine and user and kept (see :mod:`fadam.fused.cpu`). It passes over
+            at the first step of this machine and user and kept (see :mod:`fadam.fused.build`). It passes over
             memory as few times as there is a way to, and holds no copies. None takes it where it can be had,
             unless `foreach` is given, and quietly does without where not: without Triton or a compiler, on
             other devices, for dtypes it does not know. True fails there, with the reason. It does the
