@@ -77,9 +77,9 @@ def refusal(
     if any(layout != torch.strided for layout in set(map(attrgetter("layout"), chain(*tensors)))):
         return "not all tensors are strided"
     # What goes there are addresses alone.
-    sizes = list(map(Tensor.numel, params))
-    if any(list(map(Tensor.numel, list_)) != sizes for list_ in tensors[1:]):
-        return "a gradient or state is not of its parameter's size"
+    shapes = list(map(Tensor.size, params))
+    if any(list(map(Tensor.size, list_)) != shapes for list_ in tensors[1:]):
+        return "a gradient or state is not of its parameter's shape"
     if not all(map(attrgetter("is_cpu"), steps)) or set(map(attrgetter("dtype"), steps)) - {torch.float32}:
         return "not all steps are float32 on the CPU"
     try:

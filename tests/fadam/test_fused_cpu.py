@@ -456,10 +456,11 @@ def test_refusals(changed: Tensor, options: dict[str, Any], reason: str) -> None
         assert refusal(*lists, [torch.ones(())], options) == reason
 
 
-def test_refusal_of_sizes_and_steps() -> None:
+def test_refusal_of_shapes_and_steps() -> None:
     for place in range(4):
-        lists = [[torch.ones(2 if k == place else 3)] for k in range(4)]
-        assert refusal(*lists, [torch.ones(())], {}) == "a gradient or state is not of its parameter's size"
+        for other in ((2, 3), (6,), (3, 2, 1)):
+            lists = [[torch.ones(other if k == place else (3, 2))] for k in range(4)]
+            assert refusal(*lists, [torch.ones(())], {}) == "a gradient or state is not of its parameter's shape"
     lists = [[torch.ones(2)] for _ in range(4)]
     for step in (torch.tensor(1), torch.ones((), dtype=torch.float64), torch.ones((), device="meta")):
         assert refusal(*lists, [step], {}) == "not all steps are float32 on the CPU"

@@ -310,7 +310,7 @@ def test_a_step_writes_nothing_beyond_a_state_that_is_too_small(name: str, fused
     room = torch.full((100,), 7.0)
     state = {"step": torch.ones(()), "momentum": torch.zeros(100), "fim": torch.ones(100)}
     opt.state[p] = {**state, name: room[:10]}
-    with pytest.raises(RuntimeError, match="its parameter's size" if fused else "size"):
+    with pytest.raises(RuntimeError, match="its parameter's shape" if fused else "size"):
         run(opt, params, lambda t: [torch.ones(100)], 1)
     assert (room[10:] == 7).all()
 
@@ -331,3 +331,17 @@ def test_a_step_count_is_loaded_to_where_a_new_one_would_be(options: dict[str, A
     with torch.device("meta"):
         other.load_state_dict({**other.state_dict(), "state": {0: {**entry, "step": 4}}})
     assert (other.state[q]["step"].item(), other.state[q]["step"].device.type) == (4.0, "cpu")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_state_of_the_shape_before_a_transposition_is_refused(path: str) -> None:
+    """It has as many elements, so that addresses alone would pair them wrongly."""
+    (p,) = params = leaves([torch.ones(2, 3)])
+    opt = FAdam(params, **PATHS[path])
+    run(opt, params, lambda t: [torch.arange(6.0).view(2, 3)], 1)
+    p.grad = None
+    p.data = p.data.t().contiguous()
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match="its parameter's shape|must match the size"):
+        run(opt, params, lambda t: [torch.ones(3, 2)], 1)
+    torch.testing.assert_close(p.detach(), before, rtol=0, atol=0)
