@@ -345,3 +345,28 @@ def test_a_state_of_the_shape_before_a_transposition_is_refused(path: str) -> No
     with pytest.raises(RuntimeError, match="its parameter's shape|must match the size"):
         run(opt, params, lambda t: [torch.ones(3, 2)], 1)
     torch.testing.assert_close(p.detach(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("entry", [torch.tensor([7]), 3, {"decay": 0.9}], ids=str)
+def test_entries_that_belong_to_no_parameter_are_kept(entry: Any) -> None:
+    params = leaves([torch.ones(3)])
+    opt = FAdam(params)
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    opt.state["k"] = entry  # type: ignore[index]
+    other = FAdam(leaves(params))
+    other.load_state_dict(through_file(opt.state_dict()))
+    assert other.state["k"] == entry  # type: ignore[index]
+    assert len(other.state) == 2
+    run(other, other.param_groups[0]["params"], lambda t: [torch.ones(3)], 1)
+
+
+def test_a_hook_on_saving_may_return_anything() -> None:
+    opt = FAdam([torch.ones(3)], fim_dtype=torch.float32)
+    seen: list[Any] = []
+    handle = opt.register_state_dict_post_hook(
+        lambda _, d: seen.append(d["param_groups"][0]["fim_dtype"]) or {"mine": d}
+    )
+    assert list(opt.state_dict()) == ["mine"]
+    handle.remove()
+    assert seen == ["float32"]
+    assert list(opt.state_dict()) == ["state", "param_groups"]
