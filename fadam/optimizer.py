@@ -75,7 +75,7 @@ class FAdam(Optimizer):
         momentum_dtype: dtype of the momentum state, or its name ("bfloat16"); None is the parameter's.
         fim_dtype: dtype of the FIM state, or its name; None is the parameter's.
         fused: use the fused implementation: Triton kernels on CUDA devices, on the host C++ that is compiled
-            at the first step of this machine and user and kept (see :mod:`fadam.fused.cpu`). It passes over
+            at the first step of this machine and user and kept (see :mod:`fadam.fused.build`). It passes over
             memory as few times as there is a way to, and holds no copies. None takes it where it can be had,
             unless `foreach` is given, and quietly does without where not: without Triton or a compiler, on
             other devices, for dtypes it does not know. True fails there, with the reason. It does the
@@ -242,9 +242,14 @@ class FAdam(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state and the groups' options, dtypes among them as their names: what gathers state dicts from several
         processes knows numbers, strings and tensors only."""
-        state_dict: dict[str, Any] = super().state_dict()
-        for group in state_dict["param_groups"]:
-            group.update(to_save(group))
+
+        def named(_: Optimizer, packed: dict[str, Any]) -> None:
+            for group in packed["param_groups"]:
+                group.update(to_save(group))
+
+        # Before the hooks of others, which may return whatever they like.
+        with self.register_state_dict_post_hook(named, prepend=True):
+            state_dict: dict[str, Any] = super().state_dict()
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -268,9 +273,10 @@ class FAdam(Optimizer):
             for group in final["param_groups"]:
                 renew(options := dict(group))
                 checked_options(options)
-            for key, entry in final["state"].items():
-                missing = [name for name in STATE_KEYS if name not in entry]
-                if missing:
+            # What stands under other keys than the parameters' is somebody else's, and is kept.
+            for key in [key for group in final["param_groups"] for key in group["params"] if key in final["state"]]:
+                entry = final["state"][key]
+                if any(name not in entry for name in STATE_KEYS):
                     raise ValueError(
                         f"FAdam: the state of parameter {key} has {sorted(entry)}, not {sorted(STATE_KEYS)}; "
                         "it is not a state of FAdam"

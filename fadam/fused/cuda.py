@@ -87,9 +87,9 @@ def refusal(
     for dtype in set(map(attrgetter("dtype"), chain(*tensors))):
         if dtype not in _TYPES:
             return f"on CUDA devices it has no {dtype} tensors"
-    sizes = list(map(Tensor.numel, params))
-    if any(list(map(Tensor.numel, list_)) != sizes for list_ in tensors[1:]):
-        return "a gradient or state is not of its parameter's size"
+    shapes = list(map(Tensor.size, params))
+    if any(list(map(Tensor.size, list_)) != shapes for list_ in tensors[1:]):
+        return "a gradient or state is not of its parameter's shape"
     if set(map(attrgetter("dtype"), steps)) - {torch.float32}:
         return "not all steps are float32"
     if options.get("capturable"):  # copies would have new addresses in every step

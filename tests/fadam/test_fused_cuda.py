@@ -635,7 +635,7 @@ def test_refusals_of_tensors(accepting: None) -> None:
     assert refusal(single, single, single, single, on("cpu", x), published) is None
     for place in range(4):
         lists = [large if k == place else single for k in range(4)]
-        assert refusal(*lists, single, published) == "a gradient or state is not of its parameter's size"
+        assert refusal(*lists, single, published) == "a gradient or state is not of its parameter's shape"
     assert refusal(single, single, single, single, double, published) == "not all steps are float32"
     assert refusal(single, single, single, on("cuda:0", x.bfloat16()), single, published) is None
     assert "no torch.float64 tensors" in str(refusal(single, single, double, single, single, published))
