@@ -1,6 +1,6 @@
 # `make help` lists the targets. Variables, with the defaults that the published tables use:
 #   SCALE=cpu            cpu, gpu, ... : which experiment, <task>_<scale>
-#   SEEDS=1,2,3          evaluation seeds
+#   SEEDS=201,202,203    evaluation seeds: the first of the study's
 #   JOBS=2               runs at a time
 #   OPTIMIZERS=adamw_clip,fadam
 #   ARGS=                further Hydra overrides, such as ARGS="logger=wandb trainer.max_steps=2600"
@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 SCALE ?= cpu
-SEEDS ?= 1,2,3
+SEEDS ?= 201,202,203
 JOBS ?= 2
 OPTIMIZERS ?= adamw_clip,fadam
 ARGS ?=
@@ -72,31 +72,19 @@ $(TASKS:%=tune-%): tune-%: $(READY)
 		$(PY) -m experiments.train -m experiment=$$experiment tune=$(*)_$(SCALE) hydra.launcher.n_jobs=$(JOBS) $(ARGS); done
 	@$(PY) -m experiments.analysis.choose $* --scale $(SCALE) --runs "$(RUNS)"
 
-# ---- the study: configs/study says what runs, in tiers; each target goes on with what is missing ------------------------
-.PHONY: $(TASKS:%=study-%) $(TASKS:%=ablate-%) $(TASKS:%=far-%) $(TASKS:%=after-%) status
-study-asr: ## tier 1, who wins: four arms tuned and evaluated alike (52 runs a task)
-study-llm: ## the same on language modelling
-study-vqvae: ## the same on the VQ-VAE
-ablate-asr: ## tier 2, why: one switch at a time, and epsilon
-ablate-llm: ## the same on language modelling
-ablate-vqvae: ## the same on the VQ-VAE, and its continuous loss
-far-llm: ## tier 3, how far: learning rate, beta2, rho, batch, gradient scale, other optimizers
-after-asr: ## what the results asked for, declared after them
-after-llm: ## the same on language modelling
-after-vqvae: ## the same on the VQ-VAE
-STUDY = $(MAKE) --no-print-directory data-$* SCALE=study && \
-	$(PY) -m experiments.study $* --jobs $(JOBS) --runs "$(RUNS)"
-$(TASKS:%=study-%): study-%: $(READY)
-	@$(STUDY) --tier who $(ARGS)
-$(TASKS:%=ablate-%): ablate-%: $(READY)
-	@$(STUDY) --tier why $(ARGS)
-$(TASKS:%=far-%): far-%: $(READY)
-	@$(STUDY) --tier far $(ARGS)
-$(TASKS:%=after-%): after-%: $(READY)
-	@$(STUDY) --tier after $(ARGS)
+# ---- the study: configs/study declares it; each target goes on with what is missing ------------------------------------
+.PHONY: study $(TASKS:%=study-%) status
+STUDY = $(PY) -m experiments.study run --jobs $(JOBS) --runs "$(RUNS)"
+study: data-asr data-llm data-vqvae ## make all runs of the declared studies that have no record yet (days; `make status`)
+	@$(STUDY) $(ARGS)
+study-asr: ## the study of speech recognition alone
+study-llm: ## the study of language modelling alone
+study-vqvae: ## the study of the VQ-VAE alone
+$(TASKS:%=study-%): study-%: data-%
+	@$(STUDY) $* $(ARGS)
 
-status: $(READY) ## what of the study is done, running, missing or failed, and the time left
-	@$(PY) -m experiments.analysis.status --runs "$(RUNS)" --jobs $(JOBS)
+status: $(READY) ## what of the studies is done, due or waiting, and the core-hours left
+	@$(PY) -m experiments.study status --jobs $(JOBS) --runs "$(RUNS)"
 
 # ---- results ------------------------------------------------------------------------------------------------------
 .PHONY: publish tables report check-report

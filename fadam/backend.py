@@ -84,7 +84,7 @@ def fused_refusal(
 
 def is_ablation(options: Mapping[str, Any]) -> bool:
     """Whether a switch leaves the published algorithm, which is all that fused implementations know."""
-    changed = options["momentum"] != "natural" or options["decay"] != "natural" or options["correct_momentum"]
+    changed = options["momentum_mode"] != "natural" or options["decay_mode"] != "natural" or options["correct_momentum"]
     return bool(changed)
 
 

@@ -39,7 +39,7 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
         "entries" the numbers in them.
 
         - ``update_rms``: RMS of n_t over all entries before the clip, in units of the learning rate; with
-          ``momentum="gradient"`` n_t is the average of g in the metric;
+          ``momentum_mode="gradient"`` n_t is the average of g in the metric;
         - ``update_rms_max``: the largest RMS of n_t of one tensor before the clip;
         - ``update_rms_clipped``: RMS of n_t over all entries after the clip;
         - ``clipped_update``, ``clipped_decay``: share of tensors whose n_t, or w_t, is clipped;
@@ -69,7 +69,7 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
         theta, g = theta.to(dtype), grad.to(dtype)
         if group["maximize"]:
             g = -g
-        (beta1, beta2), rho, clip = group["betas"], group["rho"], group["clip"]
+        (beta1, beta2), rho, clip = group["betas"], group["fim_rho"], group["clip"]
         t = state["step"].to(norm_dtype(g.device)) + 1
 
         f = empirical_fim(state["fim"].to(dtype), g, beta2, t)
@@ -79,14 +79,14 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
             device=g.device,
         )
         d = metric(f, eps_t, rho)
-        if group["momentum"] == "gradient":
+        if group["momentum_mode"] == "gradient":
             g = (state["momentum"].to(dtype) * beta1).add(g, alpha=1 - beta1)
             if group["correct_momentum"]:
                 g = g / bias_correction(beta1, t)
         n = natural(g, d)
         one = torch.ones((), device=g.device)
         divisor_n = one if clip is None else clip_divisor(n, clip)
-        decays = group["weight_decay"] != 0 and group["decay"] == "natural" and clip is not None
+        decays = group["weight_decay"] != 0 and group["decay_mode"] == "natural" and clip is not None
         divisor_w = clip_divisor(natural(theta, d), clip) if decays else one
         dominated = (eps_t ** (2 * rho) > fim_root(f, rho)).sum()
         row = (eps_t, rms(n), divisor_n, divisor_w, dominated)

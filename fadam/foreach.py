@@ -104,11 +104,11 @@ class _Part:
         eps: float,
         eps2: float,
         clip: float | None,
-        rho: float,
+        fim_rho: float,
         weight_decay: float,
         eps_mode: str,
-        momentum: str,
-        decay: str,
+        momentum_mode: str,
+        decay_mode: str,
         correct_momentum: bool,
         maximize: bool,
         capturable: bool,
@@ -118,8 +118,8 @@ class _Part:
         self.index, self.params, self.momentums, self.fims = index, params, momentums, fims
         self.offsets, self.indices = offsets, indices
         self.lr, self.beta1, self.beta2, self.eps, self.eps2, self.clip = lr, beta1, beta2, eps, eps2, clip
-        self.rho, self.weight_decay, self.eps_mode = rho, weight_decay, eps_mode
-        self.natural_momentum, self.natural_decay = momentum == "natural", decay == "natural"
+        self.rho, self.weight_decay, self.eps_mode = fim_rho, weight_decay, eps_mode
+        self.natural_momentum, self.natural_decay = momentum_mode == "natural", decay_mode == "natural"
         self.stochastic = stochastic_rounding and params[0].dtype == torch.bfloat16
         self.roots = [math.sqrt(numel) for numel in numels]
         self.dtype = working_dtype(params[0], grads[0], momentums[0], fims[0])

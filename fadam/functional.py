@@ -50,11 +50,11 @@ def fadam(
     eps: float,
     eps2: float,
     clip: float | None,
-    rho: float,
+    fim_rho: float,
     weight_decay: float,
     eps_mode: str = "adaptive",
-    momentum: str = "natural",
-    decay: str = "natural",
+    momentum_mode: str = "natural",
+    decay_mode: str = "natural",
     correct_momentum: bool = False,
     maximize: bool = False,
     foreach: bool | None = None,
@@ -107,11 +107,11 @@ def fadam(
         eps=eps,
         eps2=eps2,
         clip=clip,
-        rho=rho,
+        fim_rho=fim_rho,
         weight_decay=weight_decay,
         eps_mode=eps_mode,
-        momentum=momentum,
-        decay=decay,
+        momentum_mode=momentum_mode,
+        decay_mode=decay_mode,
         correct_momentum=correct_momentum,
         maximize=maximize,
         capturable=capturable,
@@ -301,11 +301,11 @@ def _single_tensor_fadam(
     eps: float,
     eps2: float,
     clip: float | None,
-    rho: float,
+    fim_rho: float,
     weight_decay: float,
     eps_mode: str,
-    momentum: str,
-    decay: str,
+    momentum_mode: str,
+    decay_mode: str,
     correct_momentum: bool,
     maximize: bool,
     capturable: bool,
@@ -331,10 +331,10 @@ def _single_tensor_fadam(
 
         f = empirical_fim(fim_state.to(dtype), g, beta2, t)
         store(fim_state, f)
-        d = metric(f, epsilon(g, eps, eps2, eps_mode), rho, differentiable)
+        d = metric(f, epsilon(g, eps, eps2, eps_mode), fim_rho, differentiable)
 
         m = momentum_state.to(dtype) * beta1
-        if momentum == "natural":
+        if momentum_mode == "natural":
             n = g / d
             if clip is not None:
                 n = n / clip_divisor(n, clip)
@@ -351,7 +351,7 @@ def _single_tensor_fadam(
 
         if weight_decay != 0:
             w = theta
-            if decay == "natural":
+            if decay_mode == "natural":
                 w = natural(theta, d)
                 if clip is not None:
                     w = w / clip_divisor(w, clip)

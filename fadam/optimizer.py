@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Mapping
-from numbers import Real
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -13,38 +12,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fadam.backend import fused_refusal, is_ablation
 from fadam.functional import Task, begin, is_sharded, take
+from fadam.options import DEFAULTS, DTYPES, Checked, checked_options, refuse_old, refuse_unknown, renew, to_save
 
 STATE_KEYS = ("step", "momentum", "fim")
-
-_CHOICES = {
-    "eps_mode": ("adaptive", "scaled", "fixed"),
-    "momentum": ("natural", "gradient"),
-    "decay": ("natural", "decoupled"),
-}
-_FLAGS = ("correct_momentum", "maximize", "capturable", "differentiable", "stochastic_rounding")
-_DTYPES = ("momentum_dtype", "fim_dtype")
-_STATE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_DEFAULTS: dict[str, Any] = {
-    "lr": 1e-3,
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "eps2": 0.01,
-    "clip": 1.0,
-    "rho": 0.5,
-    "weight_decay": 1e-3,
-    "eps_mode": "adaptive",
-    "momentum": "natural",
-    "decay": "natural",
-    "correct_momentum": False,
-    "maximize": False,
-    "foreach": None,
-    "capturable": False,
-    "differentiable": False,
-    "momentum_dtype": None,
-    "fim_dtype": None,
-    "fused": None,
-    "stochastic_rounding": False,
-}
 
 
 class FAdam(Optimizer):
@@ -69,8 +39,8 @@ class FAdam(Optimizer):
 
     Where :math:`d_t = 0` nothing is known of the metric, and n_t = w_t = 0. The defaults are the paper's.
     Each correction that the paper makes to Adam is one option; with all of them turned back
-    (``eps_mode="fixed", momentum="gradient", decay="decoupled", correct_momentum=True, clip=None``) this is
-    :class:`torch.optim.AdamW`.
+    (``eps_mode="fixed", momentum_mode="gradient", decay_mode="decoupled", correct_momentum=True, clip=None``)
+    this is :class:`torch.optim.AdamW`.
 
     Args:
         params: parameters, named parameters, or dicts defining parameter groups, which may override every
@@ -82,17 +52,17 @@ class FAdam(Optimizer):
             gradient.
         eps2: :math:`\epsilon_2`, that number relative to RMS(g).
         clip: largest RMS :math:`c` of n_t and of w_t over one tensor, or None for no clipping.
-        rho: power :math:`\rho` of the FIM, in (0, 1]; 0.5 is Adam's square root, 1 the plain natural
+        fim_rho: power :math:`\rho` of the FIM, in (0, 1]; 0.5 is Adam's square root, 1 the plain natural
             gradient.
         weight_decay: :math:`\lambda`.
         eps_mode: "adaptive", the line above; "scaled", :math:`\epsilon \min(1, RMS(g_t))`, as in revisions 2
             and 3 of the paper; "fixed", :math:`\epsilon`, as in revision 1 and in Adam.
-        momentum: "natural" averages n_t; "gradient" averages g_t, as Adam does, and then applies metric and
+        momentum_mode: "natural" averages n_t; "gradient" averages g_t, as Adam does, and then applies metric and
             clip to the average.
-        decay: "natural", w_t above; "decoupled", AdamW's :math:`\theta \leftarrow (1 - \eta\lambda)\theta`,
+        decay_mode: "natural", w_t above; "decoupled", AdamW's :math:`\theta \leftarrow (1 - \eta\lambda)\theta`,
             without metric and clip.
         correct_momentum: divide the average by :math:`1 - \beta_1^t`, as Adam does; with
-            ``momentum="gradient"`` before metric and clip.
+            ``momentum_mode="gradient"`` before metric and clip.
         maximize: ascend instead of descend; the weight decay still shrinks.
         foreach: use the multi-tensor implementation. It holds about three copies of the parameters more
             meanwhile. False is the single-tensor loop (but for sharded parameters, which it does not know).
@@ -109,8 +79,8 @@ class FAdam(Optimizer):
             memory as few times as there is a way to, and holds no copies. None takes it where it can be had,
             unless `foreach` is given, and quietly does without where not: without Triton or a compiler, on
             other devices, for dtypes it does not know. True fails there, with the reason. It does the
-            published algorithm with any numbers and any `eps_mode`; groups with another `momentum`, `decay`
-            or `correct_momentum` take one of the other implementations, whatever is asked for, and so does
+            published algorithm with any numbers and any `eps_mode`; groups with another `momentum_mode`,
+            `decay_mode` or `correct_momentum` take one of the other implementations, whatever is asked for, and so does
             a step under ``torch.compile``. They agree to rounding errors, not bit for bit.
         stochastic_rounding: round a bfloat16 parameter to one of the two numbers around its new value, the
             nearer the likelier, so that steps much smaller than its resolution of 0.4% add up instead of
@@ -126,8 +96,8 @@ class FAdam(Optimizer):
         - ``fim``: f_t, shape of the parameter, ``fim_dtype``.
 
         A complex parameter of shape (\*) is treated as the real tensor ``torch.view_as_real(param)`` of shape
-        (\*, 2), RMS values included, and its states have that shape. Loading a state dict keeps the dtypes it
-        was saved with and copies its tensors.
+        (\*, 2), RMS values included, and its states have that shape. For the dtypes of loaded states see
+        :meth:`load_state_dict`.
 
     Arithmetic is in the widest dtype of parameter, gradient and states, in float32 at least; a bfloat16 or
     float16 parameter is rounded once a step. RMS values are accumulated in float64 where the device has it.
@@ -148,8 +118,9 @@ class FAdam(Optimizer):
     stay scaled.
 
     Raises:
-        ValueError: at construction, or when a group is added, for an option outside its range, naming the
-            option, the value and what is allowed, and for parameters flattened by FSDP1; when loading, for a
+        ValueError: at construction, when a group is added, in a step and when loading, for an option outside its
+            range, naming the option, the value and what is allowed (the number in an `lr` that is a tensor is not
+            looked at in a step); for parameters flattened by FSDP1; when loading, for a
             state that is not FAdam's or of another shape than its parameter; in a step, for parameters that FSDP1
             has flattened since, and for sharded ones with a Partial placement, or whose gradient or state is not
             sharded.
@@ -163,7 +134,7 @@ class FAdam(Optimizer):
         - Entries that no gradient has touched (rows of an embedding for unseen tokens) have d_t = eps_t, so
           that w_t is enormous there before the clip and takes the whole clip budget of its tensor: the rest
           of the tensor then hardly decays. This is the algorithm as published. A group with
-          ``weight_decay=0`` or ``decay="decoupled"`` avoids it.
+          ``weight_decay=0`` or ``decay_mode="decoupled"`` avoids it.
         - RMS is over one tensor: splitting or joining parameters changes the result. In a tensor of one
           element, RMS(x) = abs(x).
         - A bfloat16 FIM cannot follow: one step's change of 0.1% is below its resolution of 0.4%, so that it
@@ -188,12 +159,12 @@ class FAdam(Optimizer):
         eps: float = 1e-8,
         eps2: float = 0.01,
         clip: float | None = 1.0,
-        rho: float = 0.5,
+        fim_rho: float = 0.5,
         weight_decay: float = 1e-3,
         *,
         eps_mode: str = "adaptive",
-        momentum: str = "natural",
-        decay: str = "natural",
+        momentum_mode: str = "natural",
+        decay_mode: str = "natural",
         correct_momentum: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -203,18 +174,20 @@ class FAdam(Optimizer):
         fim_dtype: torch.dtype | str | None = None,
         fused: bool | None = None,
         stochastic_rounding: bool = False,
+        **unknown: NoReturn,
     ) -> None:
+        refuse_unknown(unknown)
         defaults = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
             "eps2": eps2,
             "clip": clip,
-            "rho": rho,
+            "fim_rho": fim_rho,
             "weight_decay": weight_decay,
             "eps_mode": eps_mode,
-            "momentum": momentum,
-            "decay": decay,
+            "momentum_mode": momentum_mode,
+            "decay_mode": decay_mode,
             "correct_momentum": correct_momentum,
             "maximize": maximize,
             "foreach": foreach,
@@ -225,6 +198,7 @@ class FAdam(Optimizer):
             "fused": fused,
             "stochastic_rounding": stochastic_rounding,
         }
+        self._checked: list[Checked] = []
         super().__init__(params, checked_options(defaults))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -235,8 +209,8 @@ class FAdam(Optimizer):
             RuntimeError: for ``fused=True`` where that cannot be had.
         """
         if isinstance(param_group, dict):
-            options = {k: v for k, v in {**self.defaults, **param_group}.items() if k in _DEFAULTS}
-            param_group.update(checked_options(options))
+            refuse_old(param_group)
+            param_group.update(checked_options({**self.defaults, **param_group}))
         before = len(self.param_groups)
         super().add_param_group(param_group)
         try:
@@ -253,37 +227,47 @@ class FAdam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle or a state dict; options that an older one does not know get their
-        defaults."""
+        defaults, and those that had another name there their name of today.
+
+        Raises:
+            ValueError: for an option outside its range.
+        """
         super().__setstate__(state)
+        self._checked = []
+        renew(self.defaults)
         for group in self.param_groups:
-            for name, value in _DEFAULTS.items():
-                group.setdefault(name, value)
-            for name in _DTYPES:
-                if isinstance(group[name], str):
-                    group[name] = getattr(torch, group[name])
+            renew(group)
+            group.update(checked_options(group))
 
     def state_dict(self) -> dict[str, Any]:
         """The state and the groups' options, dtypes among them as their names: what gathers state dicts from several
         processes knows numbers, strings and tensors only."""
         state_dict: dict[str, Any] = super().state_dict()
         for group in state_dict["param_groups"]:
-            for name in _DTYPES:
-                if group[name] is not None:
-                    group[name] = str(group[name]).removeprefix("torch.")
+            group.update(to_save(group))
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict; `momentum` and `fim` keep the dtypes they were saved with, and are copied.
+        """Load a state dict; its tensors are copied.
+
+        Its options win, but for a `momentum_dtype` or `fim_dtype` that this optimizer was built with: the states are
+        cast to it then, with a warning if that narrows them. Other states keep the dtypes they were saved with, unless
+        both sides leave them to the parameter and it has a wider one now.
 
         Raises:
-            ValueError: if a parameter's state is not FAdam's or of another shape than the parameter, or the groups do
-                not match.
+            ValueError: if a parameter's state is not FAdam's or of another shape than the parameter, if the groups do
+                not match, or for an option outside its range. Nothing is changed then.
         """
         # Base class and hooks may replace the dict, so that what is loaded is known to the last of the
         # pre-hooks only.
         loaded: dict[str, Any] = {}
+        narrowed: dict[str, str] = {}
+        asked = [{name: group[name] for name in DTYPES} for group in self.param_groups]
 
         def check(_: Optimizer, final: dict[str, Any]) -> None:
+            for group in final["param_groups"]:
+                renew(options := dict(group))
+                checked_options(options)
             for key, entry in final["state"].items():
                 missing = [name for name in STATE_KEYS if name not in entry]
                 if missing:
@@ -300,21 +284,36 @@ class FAdam(Optimizer):
 
         def restore(_: Optimizer) -> None:
             keys = [key for group in loaded["param_groups"] for key in group["params"]]
-            params = [(p, group) for group in self.param_groups for p in group["params"]]
-            for key, (param, group) in zip(keys, params, strict=True):
+            for group, dtypes in zip(self.param_groups, asked, strict=True):
+                group.update({name: dtype for name, dtype in dtypes.items() if dtype is not None})
+            params = [
+                (p, group, dtypes)
+                for group, dtypes in zip(self.param_groups, asked, strict=True)
+                for p in group["params"]
+            ]
+            for key, (param, group, dtypes) in zip(keys, params, strict=True):
                 if key not in loaded["state"]:
                     continue
                 saved, state = loaded["state"][key], self.state[param]
                 step = saved["step"] if isinstance(saved["step"], Tensor) else torch.tensor(saved["step"], device="cpu")
                 state["step"] = step.to(_step_device(param, group), torch.float32, copy=True).reshape(())
                 for name in ("momentum", "fim"):
-                    state[name] = saved[name].to(device=param.device, copy=True)
+                    dtype = dtypes[f"{name}_dtype"] or _kept_dtype(saved[name], param, group[f"{name}_dtype"])
+                    if torch.promote_types(saved[name].dtype, dtype) != dtype:
+                        narrowed[name] = f"{saved[name].dtype} to {dtype}"
+                    state[name] = saved[name].to(device=param.device, dtype=dtype, copy=True)
 
         with (
             self.register_load_state_dict_pre_hook(check),
             self.register_load_state_dict_post_hook(restore, prepend=True),
         ):
             super().load_state_dict(state_dict)
+        for name, change in narrowed.items():
+            warnings.warn(
+                f"FAdam: the loaded {name} states are narrowed from {change}, the {name}_dtype that this optimizer was "
+                "built with; build it without to keep them",
+                stacklevel=2,
+            )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -335,60 +334,59 @@ class FAdam(Optimizer):
                 loss = closure()
 
         # All groups are checked before the first update, so that one that is refused leaves every parameter as it was.
+        checked = self._options()
         stepped = [[p for p in group["params"] if _has_dense_grad(p)] for group in self.param_groups]
         tasks: list[Task] = []
         first = 0
-        for group, params in zip(self.param_groups, stepped, strict=True):
-            with torch.set_grad_enabled(group["differentiable"]):
-                tasks += self._tasks(group, params, first)
+        for group, options, params in zip(self.param_groups, checked, stepped, strict=True):
+            with torch.set_grad_enabled(options["differentiable"]):
+                tasks += self._tasks(group, options, params, first)
             first += len(group["params"])
         take(tasks)
         return loss
 
-    def _tasks(self, group: dict[str, Any], params: list[Tensor], first: int) -> list[Task]:
+    def _options(self) -> list[dict[str, Any]]:
+        """Those of each group, checked."""
+        if torch.compiler.is_compiling():  # the groups hold constants of the graph then
+            return [{name: group[name] for name in DEFAULTS} for group in self.param_groups]
+        while len(self._checked) < len(self.param_groups):
+            self._checked.append(Checked())
+        return [check(group) for check, group in zip(self._checked, self.param_groups, strict=False)]
+
+    def _tasks(self, group: dict[str, Any], options: dict[str, Any], params: list[Tensor], first: int) -> list[Task]:
         """What there is to do for one group, once it has been checked; `first` is the number of its first parameter
         among all of the optimizer's."""
         states = [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
-            if not state:
-                state.update(initial_state(p, group))
-        beta1, beta2 = group["betas"]
+            if "step" not in state:  # others may have put something there
+                state.update(initial_state(p, options))
         indices = None
-        if group["stochastic_rounding"]:  # whether others have gradients must not matter
+        if options["stochastic_rounding"]:  # whether others have gradients must not matter
             indices = [i for i, p in enumerate(group["params"], first) if p.grad is not None]
+        rest = {name: value for name, value in options.items() if name not in ("betas", "momentum_dtype", "fim_dtype")}
+        beta1, beta2 = options["betas"]
         return begin(
             params,
             [p.grad for p in params if p.grad is not None],
             [state["momentum"] for state in states],
             [state["fim"] for state in states],
             [state["step"] for state in states],
-            lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
-            eps=group["eps"],
-            eps2=group["eps2"],
-            clip=group["clip"],
-            rho=group["rho"],
-            weight_decay=group["weight_decay"],
-            eps_mode=group["eps_mode"],
-            momentum=group["momentum"],
-            decay=group["decay"],
-            correct_momentum=group["correct_momentum"],
-            maximize=group["maximize"],
-            foreach=group["foreach"],
-            capturable=group["capturable"],
-            differentiable=group["differentiable"],
-            fused=group["fused"],
-            stochastic_rounding=group["stochastic_rounding"],
             indices=indices,
             grad_scale=self._scaler_number("grad_scale"),
             found_inf=self._scaler_number("found_inf"),
+            **rest,
         )
 
     def _scaler_number(self, name: str) -> Tensor | None:
         """What a scaler has set for this step; a DTensor where the gradients are."""
         number = getattr(self, name, None)
-        return None if number is None else whole(number)
+        if number is None:
+            return None
+        if not isinstance(number, Tensor):  # a scaler that has seen no gradient says found_inf = 0, the number
+            return torch.tensor(float(number), dtype=torch.float32, device="cpu")
+        return whole(number)
 
     def _check_capture(self) -> None:
         if torch.compiler.is_compiling() or not torch.cuda.is_available():
@@ -417,6 +415,12 @@ def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
             real, dtype=group["fim_dtype"], memory_format=torch.preserve_format, requires_grad=False
         ),
     }
+
+
+def _kept_dtype(state: Tensor, param: Tensor, option: torch.dtype | None) -> torch.dtype:
+    """The dtype of a loaded state that nobody asked for: its own, or the parameter's where that holds it."""
+    own = param.dtype.to_real()
+    return own if option is None and torch.promote_types(state.dtype, own) == own else state.dtype
 
 
 def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:
@@ -481,69 +485,3 @@ def _has_dense_grad(param: Tensor) -> bool:
     if param.grad.is_sparse:
         raise RuntimeError("FAdam does not support sparse gradients; use sparse=False in the embedding")
     return True
-
-
-def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with numbers as plain floats, betas as a tuple and dtypes as such.
-
-    Raises:
-        ValueError: naming the first option that is outside its range, its value and what is allowed.
-    """
-    checked = dict(options)
-    lr, allowed = options["lr"], "a finite number >= 0 or a one-element floating-point tensor of one"
-    if isinstance(lr, Tensor):
-        one = lr.numel() == 1 and lr.is_floating_point()
-        if not one or (not lr.is_meta and not 0 <= lr.item() < math.inf):
-            raise _refusal("lr", lr, allowed)
-    else:
-        checked["lr"] = _number(options, "lr", allowed, lambda x: x >= 0)
-
-    betas = options["betas"]
-    try:
-        pair = dict(zip(("beta1", "beta2"), betas, strict=True))
-        checked["betas"] = tuple(_number(pair, k, "[0, 1)", lambda x: 0 <= x < 1) for k in ("beta1", "beta2"))
-    except (TypeError, ValueError):
-        raise _refusal("betas", betas, "two numbers in [0, 1)") from None
-
-    for name in ("eps", "eps2", "weight_decay"):
-        checked[name] = _number(options, name, "a finite number >= 0", lambda x: x >= 0)
-    checked["rho"] = _number(options, "rho", "a number in (0, 1]", lambda x: 0 < x <= 1)
-    if options["clip"] is not None:
-        checked["clip"] = _number(options, "clip", "a finite number > 0, or None", lambda x: x > 0)
-
-    for name, choices in _CHOICES.items():
-        if options[name] not in choices:
-            raise _refusal(name, options[name], "one of " + ", ".join(map(repr, choices)))
-    for name in _FLAGS:
-        if not isinstance(options[name], bool):
-            raise _refusal(name, options[name], "True or False")
-    for name in ("foreach", "fused"):
-        if options[name] is not None and not isinstance(options[name], bool):
-            raise _refusal(name, options[name], "True, False or None")
-        if options[name] and options["differentiable"]:
-            raise _refusal(name, True, "False or None with differentiable=True")
-    if options["fused"] and options["foreach"]:
-        raise _refusal("fused", True, "False or None with foreach=True")
-    if options["stochastic_rounding"] and options["differentiable"]:
-        raise _refusal("stochastic_rounding", True, "False with differentiable=True")
-    for name in _DTYPES:
-        dtype = options[name]
-        if isinstance(dtype, str):
-            dtype = {str(known).removeprefix("torch."): known for known in _STATE_DTYPES}.get(dtype, dtype)
-        if dtype is not None and dtype not in _STATE_DTYPES:
-            raise _refusal(name, dtype, "None or one of " + ", ".join(map(str, _STATE_DTYPES)) + ", or its name")
-        checked[name] = dtype
-    return checked
-
-
-def _number(options: Mapping[str, Any], name: str, allowed: str, valid: Callable[[float], bool]) -> float:
-    value = options[name]
-    if isinstance(value, Real) and not isinstance(value, bool):
-        number = float(value)
-        if math.isfinite(number) and valid(number):
-            return number
-    raise _refusal(name, value, allowed)
-
-
-def _refusal(name: str, value: object, allowed: str) -> ValueError:
-    return ValueError(f"FAdam: {name}={value!r} is not allowed; {name} must be {allowed}")

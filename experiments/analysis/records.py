@@ -20,7 +20,7 @@ SCHEMA = 1
 SCALES = ("smoke", "study", "cpu", "gpu", "paper")
 # Scales of plain comparisons. A study has tables of its own; smoke runs are in none.
 COMPARED = ("cpu", "gpu", "paper")
-PURPOSES = ("eval", "tune")
+PURPOSES = ("eval", "tune", "pilot")
 Mode = Literal["min", "max"]
 
 _FILE_NAME = re.compile(r".+-s\d+\.json")

@@ -46,6 +46,41 @@ class FrameNorm(nn.LayerNorm):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
+class PaddedGLU(nn.GLU):
+    """A gated linear unit over the channels of (B, 2 D, T) whose output is 0 where `padding` (B, T) is true.
+
+    The depthwise convolution behind it then sees of a padded utterance what it sees of the utterance alone.
+    """
+
+    padding: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).masked_fill(self.padding[:, None], 0.0)
+
+
+class PaddedBatchNorm(nn.BatchNorm1d):
+    """Batch norm of (B, D, T) whose statistics in training are of the frames where `padding` (B, T) is false."""
+
+    padding: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        wide = x.float()  # (B, D, T)
+        kept = (~self.padding)[:, None].to(wide.dtype)  # (B, 1, T)
+        count = kept.sum()
+        mean = (wide * kept).sum((0, 2)) / count  # (D,)
+        centred = wide - mean[:, None]
+        variance = (centred.square() * kept).sum((0, 2)) / count  # (D,)
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(unbiased, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        scale = self.weight * (variance + self.eps).rsqrt()  # (D,)
+        return (centred * scale[:, None] + self.bias[:, None]).to(x.dtype)
+
+
 class ConformerCTC(nn.Module):
     """Log-mel features to log-probabilities of symbols, CTC's blank among them.
 
@@ -57,8 +92,10 @@ class ConformerCTC(nn.Module):
         ffn_ratio: width of the feed-forward layers over `dim`.
         channels: of the two subsampling convolutions.
         dropout: rate everywhere in the encoder.
-        norm: in the convolution modules: "batch", or "layer", over the channels of each frame, which keeps no
-            statistics and so is the same however a batch is spread over processes.
+        norm: in the convolution modules: "batch", over all frames that are no padding, or "layer", over the channels of
+            each frame, which keeps no statistics and so is the same however a batch is spread over processes.
+
+    No output depends on padding, nor, in evaluation or with `norm="layer"`, on the other utterances of a batch.
 
     Raises:
         ConfigError: an option is out of range.
@@ -97,10 +134,13 @@ class ConformerCTC(nn.Module):
         self.subsampling = Subsampling(n_mels, channels, dim)
         self.dropout = nn.Dropout(dropout)
         self.encoder = Conformer(dim, heads, ffn_ratio * dim, layers, kernel, dropout=dropout)
-        if norm == "layer":
-            for layer in self.encoder.conformer_layers:
-                steps = layer.conv_module.sequential
-                steps[[isinstance(step, nn.BatchNorm1d) for step in steps].index(True)] = FrameNorm(dim)
+        for layer in self.encoder.conformer_layers:
+            steps = layer.conv_module.sequential
+            for place, step in enumerate(steps):
+                if isinstance(step, nn.GLU):
+                    steps[place] = PaddedGLU(dim=step.dim)
+                elif isinstance(step, nn.BatchNorm1d):
+                    steps[place] = PaddedBatchNorm(dim) if norm == "batch" else FrameNorm(dim)
         self.head = nn.Linear(dim, vocab_size)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,6 +156,9 @@ class ConformerCTC(nn.Module):
         lengths = subsampled(lengths)
         # As the encoder's own forward does, but without asking the device for the longest length.
         padding = torch.arange(x.shape[1], device=lengths.device) >= lengths[:, None]  # (B, T')
+        for module in self.encoder.modules():
+            if isinstance(module, PaddedGLU | PaddedBatchNorm):
+                module.padding = padding
         x = x.transpose(0, 1)
         for layer in self.encoder.conformer_layers:
             x = layer(x, padding)  # (T', B, D)

@@ -7,6 +7,7 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 import fadam
@@ -35,11 +38,23 @@ def everyones(mine: Any) -> list[Any]:
     return found
 
 
+def all_finite(module: nn.Module) -> bool:
+    """Whether every weight is finite; of a sharded module, this process's part of each."""
+    parts = (t.to_local() if isinstance(t, DTensor) else t for t in module.state_dict().values())
+    return all(bool(t.isfinite().all()) for t in parts)
+
+
+def has_nan(metrics: Mapping[str, Any]) -> bool:
+    """Whether a metric is not a number. An infinite one may be honest, such as a loss of zero probability."""
+    return any(isinstance(value, float) and math.isnan(value) for value in metrics.values())
+
+
 class History(Callback):
     """Keeps what the run record needs: every evaluation, what was seen, step times, and whether the loss stayed finite.
 
     A loss that is not finite ends the run, which then counts as diverged. The check costs one device synchronisation
-    every `check_every` batches.
+    every `check_every` batches. At the end the weights and the final evaluation are looked at too: the last step's loss
+    is from before its update.
     """
 
     def __init__(self, check_every: int = 20) -> None:
@@ -104,6 +119,11 @@ class History(Callback):
         if trainer.strategy.reduce_boolean_decision(bad, all=False):
             self.diverged = True
             trainer.should_stop = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        final = self.evaluations[-1] if self.evaluations else {}
+        bad = not all_finite(pl_module) or has_nan(final)
+        self.diverged = trainer.strategy.reduce_boolean_decision(self.diverged or bad, all=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:

@@ -21,7 +21,7 @@ PACKAGES = (
     "torchmetrics", "numpy", "wandb",
 )  # fmt: skip
 # Says where and how a run is watched, not what is computed.
-NOT_HASHED = ("paths", "logger", "callbacks", "progress", "resume", "label", "multirun")
+NOT_HASHED = ("paths", "logger", "callbacks", "progress", "resume", "overwrite", "label", "multirun")
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
@@ -57,18 +57,25 @@ def record_path(cfg: DictConfig) -> Path:
     return Path(f"{cfg.paths.run_dir}.json")
 
 
-def finished(path: Path, digest: str, fingerprint: str) -> dict[str, Any] | None:
-    """The record at `path`, if it is whole and belongs to this config and these data."""
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config as dotted key -> value."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{name}.")
+        else:
+            found[name] = value
+    return found
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file of ours; None where there is none, or half of one."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = (
-        isinstance(record, dict)
-        and record.get("config_hash") == digest
-        and record.get("data", {}).get("fingerprint") == fingerprint
-    )
-    return record if same else None
+    return content if isinstance(content, dict) else None
 
 
 def jsonable(value: Any) -> Any:
@@ -82,13 +89,20 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write the whole record or nothing."""
+def write_whole(path: Path, text: str) -> None:
+    """Write the whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write the whole record or nothing."""
+    write_whole(path, json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def versions() -> dict[str, str]:

@@ -28,10 +28,11 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.core import loggers as log
 from experiments.core import record as rec
 from experiments.core import resolvers as resolvers
-from experiments.core.callbacks import History, everyones, is_evaluation
+from experiments.core.callbacks import History, everyones, has_nan, is_evaluation
 from experiments.core.choices import CONFIGS
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError, UserError
+from experiments.core.folder import CarryIdentity, Identity, RunFolder
 from experiments.core.module import TaskModule
 
 RESUME_CHOICES = ("auto", "never")
@@ -50,8 +51,10 @@ def check_choices(cfg: DictConfig) -> None:
     """
     if cfg.resume not in RESUME_CHOICES:
         raise ConfigError(f"resume must be one of {', '.join(RESUME_CHOICES)}, got {cfg.resume!r}")
-    if cfg.purpose not in ("eval", "tune"):
-        raise ConfigError(f"purpose must be eval or tune, got {cfg.purpose!r}")
+    if not isinstance(cfg.overwrite, bool):
+        raise ConfigError(f"overwrite must be true or false, got {cfg.overwrite!r}")
+    if cfg.purpose not in ("eval", "tune", "pilot"):
+        raise ConfigError(f"purpose must be eval, tune or pilot, got {cfg.purpose!r}")
     for name in ("threads", "eval_every"):
         if not isinstance(cfg[name], int) or cfg[name] < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {cfg[name]!r}")
@@ -199,27 +202,34 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     quiet_lightning()
     reset_peak_memory()
 
-    started = datetime.datetime.now(datetime.timezone.utc)
-    path, stem = rec.record_path(cfg), Path(cfg.paths.run_dir)
-    config = rec.plain_config(cfg)
-    digest = rec.config_hash(config)
-
     data = build_data(cfg)
     data.prepare_data()
     data.setup("fit")
-    done = rec.finished(path, digest, data.fingerprint)
+    config = rec.plain_config(cfg)
+    folder = RunFolder(Path(cfg.paths.run_dir), Identity(rec.config_hash(config), data.fingerprint, config))
+    done = folder.finished()
     if done is not None:
-        rank_zero_print(f"{cfg.label}: already done, see {path}")
+        rank_zero_print(f"{cfg.label}: already done, see {folder.record}")
         return done
+    with folder.held():
+        return train(cfg, folder, data)
 
+
+def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict[str, Any]:
+    """The run itself, in a folder that is held for it."""
+    started = datetime.datetime.now(datetime.timezone.utc)
+    checkpoint = folder.claim(cfg.resume, cfg.overwrite)
     if guess := untuned(cfg):
         rank_zero_print(f"{cfg.label}: {guess}")
     code, dirty = rec.commit()
     module = build_module(cfg)
-    trainer = build_trainer(cfg, stem)
+    trainer = build_trainer(cfg, folder.stem)
+    trainer.callbacks.append(CarryIdentity(folder.identity))  # type: ignore[attr-defined]
     history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
-
-    checkpoint = resume_from(cfg, stem, f"{digest} {data.fingerprint}")
+    config = dict(folder.identity.config)
+    if checkpoint is None and trainer.is_global_zero:
+        folder.clear()
+        OmegaConf.save(cfg, folder.stem / "config.yaml", resolve=True)
     for logger in trainer.loggers:
         logger.log_hyperparams({"config": config, "data_fingerprint": data.fingerprint})
     try:
@@ -237,9 +247,10 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     metrics = {name: value for name, value in final.items() if is_evaluation(name)}
     if not history.diverged:
         metrics |= {name: float(v) for name, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
+        history.diverged = has_nan(metrics) or not math.isfinite(metrics.get(cfg.objective.metric, 0.0))
     samples = [] if history.diverged else module.samples()
     log.log_samples(trainer.loggers, samples)
-    artifacts = [] if history.diverged else module.save_artifacts(str(stem))
+    artifacts = [] if history.diverged else module.save_artifacts(str(folder.stem))
 
     objective = OmegaConf.to_container(cfg.objective, resolve=True)
     assert isinstance(objective, dict)
@@ -253,7 +264,7 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
         | {"gradient_clip_val": cfg.trainer.gradient_clip_val},
         "searched": config["searched"],
         "data": {**data.description, "fingerprint": data.fingerprint},
-        "config_hash": digest,
+        "config_hash": folder.identity.digest,
         "config": config,
         "steps": trainer.global_step,
         "seen": history.all_seen(),
@@ -280,24 +291,8 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     if trainer.is_global_zero:
-        rec.write_record(path, record)
+        rec.write_record(folder.record, record)
     log.close(trainer.loggers)
     shown = "diverged" if history.diverged else f"{cfg.objective.metric} {objective['value']:.4g}"
-    rank_zero_print(f"{cfg.label}: {shown} in {record['wall_time_s']:.0f} s, record {path}")
+    rank_zero_print(f"{cfg.label}: {shown} in {record['wall_time_s']:.0f} s, record {folder.record}")
     return rec.jsonable(record)  # type: ignore[no-any-return]
-
-
-def resume_from(cfg: DictConfig, stem: Path, identity: str) -> str | None:
-    """The checkpoint of an interrupted run of the same config and data; or None, and the folder starts afresh."""
-    mark, last = stem / "identity", stem / "last.ckpt"
-    same = mark.exists() and mark.read_text() == identity
-    if cfg.resume == "auto" and same and last.exists():
-        return str(last)
-    if rank_zero_only.rank:
-        return None  # the first process tidies up
-    stem.mkdir(parents=True, exist_ok=True)
-    for old in stem.glob("*.ckpt"):
-        old.unlink()
-    OmegaConf.save(cfg, stem / "config.yaml", resolve=True)
-    mark.write_text(identity)
-    return None

@@ -12,7 +12,7 @@ import yaml
 
 from experiments.core.errors import ConfigError
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "study"
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "study_first"
 TUNED = FOLDER.parent / "tuned"
 # The dimensions of the search space, in the order of the low-discrepancy sequence.
 _DIMENSIONS = ("lr", "weight_decay")

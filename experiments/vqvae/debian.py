@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.core.errors import DataError
@@ -28,44 +28,77 @@ def _run(command: Sequence[str], cwd: Path) -> str:
     return done.stdout
 
 
-def _download(package: str, cache: Path) -> None:
-    """`apt-get download` with the machine's package lists, or with our own where those are missing or old."""
-    try:
-        _run(["apt-get", "-q", "download", package], cache)
-        return
-    except PackageUnavailable:
-        if shutil.which("apt-get") is None:
-            raise
-    lists = cache / "lists"
-    (lists / "partial").mkdir(parents=True, exist_ok=True)
-    private = [
-        "-o", f"Dir::State::Lists={lists.resolve()}",
-        "-o", f"Dir::Cache={lists.resolve()}",
-    ]  # fmt: skip
-    _run(["apt-get", "-q", *private, "update"], cache)
-    _run(["apt-get", "-q", *private, "download", package], cache)
+def _present(package: str, cache: Path) -> Path | None:
+    return max(cache.glob(f"{package}_*.deb"), default=None)
 
 
-def fetch(package: str, cache: str | Path) -> tuple[Path, str]:
-    """Download a package into `cache`, unless it is there, and unpack it.
+def _download(packages: Sequence[str], cache: Path, say: Callable[[str], None]) -> None:
+    """`apt-get download` with the machine's package lists, or with our own where those are missing or old.
+
+    A package comes into `cache` when it is whole. What an interrupted download left is in `cache`/partial, where apt
+    goes on from it.
+    """
+    partial, lists = (cache / "partial").resolve(), (cache / "lists").resolve()
+    partial.mkdir(parents=True, exist_ok=True)
+    own = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={lists}"]
+    options: list[str] = []
+    for number, package in enumerate(packages, 1):
+        say(f"fetching the Debian package {package} ({number} of {len(packages)})")
+        try:
+            _run(["apt-get", "-q", *options, "download", package], partial)
+        except PackageUnavailable:
+            if options or shutil.which("apt-get") is None:
+                raise
+            (lists / "partial").mkdir(parents=True, exist_ok=True)
+            _run(["apt-get", "-q", *own, "update"], partial)
+            options = own
+            _run(["apt-get", "-q", *options, "download", package], partial)
+        file = _present(package, partial)
+        if file is None:
+            raise PackageUnavailable(f"apt-get left no file of {package} in {partial}")
+        file.rename(cache / file.name)
+
+
+def _unpack(package: str, cache: Path) -> tuple[Path, str]:
+    file = _present(package, cache)
+    assert file is not None
+    folder = cache / file.stem
+    if not folder.exists():
+        unfinished = cache / f".{file.stem}.partial"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            _run(["dpkg", "-x", str(file.resolve()), str(unfinished.resolve())], cache)
+        except PackageUnavailable as error:
+            raise PackageUnavailable(f"{file} cannot be unpacked ({error}): remove it and run this again") from error
+        unfinished.rename(folder)
+    return folder, file.stem.split("_")[1]
+
+
+def fetch(
+    packages: Sequence[str], cache: str | Path, say: Callable[[str], None] = lambda _: None
+) -> dict[str, tuple[Path, str]]:
+    """Download packages into `cache`, those excepted that are there, and unpack them.
+
+    Args:
+        packages: their names.
+        cache: a folder.
+        say: called with a sentence before each download.
 
     Returns:
-        The folder with the package's files, and its version.
+        For each package the folder with its files, and its version.
 
     Raises:
-        PackageUnavailable: it cannot be downloaded or unpacked.
+        PackageUnavailable: one cannot be downloaded or unpacked.
     """
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
-    if not list(cache.glob(f"{package}_*.deb")):
-        _download(package, cache)
-    file = max(cache.glob(f"{package}_*.deb"), default=None)
-    if file is None:
-        raise PackageUnavailable(f"apt-get left no file of {package} in {cache}")
-    folder = cache / file.stem
-    if not folder.exists():
-        partial = cache / f".{file.stem}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        _run(["dpkg", "-x", str(file.resolve()), str(partial.resolve())], cache)
-        partial.rename(folder)
-    return folder, file.stem.split("_")[1]
+    missing = [package for package in packages if _present(package, cache) is None]
+    try:
+        _download(missing, cache, say)
+    except PackageUnavailable as error:
+        missing = [package for package in packages if _present(package, cache) is None]
+        raise PackageUnavailable(
+            f"{', '.join(missing)} cannot be had here ({error}); on a machine with Debian's package archive "
+            f"`apt-get download {' '.join(missing)}` gets them, and their .deb files belong into {cache}"
+        ) from error
+    return {package: _unpack(package, cache) for package in packages}

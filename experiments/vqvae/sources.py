@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gzip
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
@@ -14,17 +16,60 @@ from experiments.vqvae import debian
 from experiments.vqvae.rcc import ResourceFile, UnreadableResource
 from experiments.vqvae.store import Source
 
-WALLPAPERS = "lomiri-wallpapers-16.04"
-GCOMPRIS = "gcompris-qt-data"
-# Activities of GCompris that are illustrated with photographs.
-ACTIVITIES = (
-    "categorization", "clickgame", "details", "erase", "explore_farm_animals", "explore_monuments",
-    "explore_world_animals",
-)  # fmt: skip
 # Colour photographs that scikit-image's wheel carries.
 SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "retina.jpg",
            "rocket.jpg")  # fmt: skip
 _SUFFIXES = (".jpg", ".jpeg", ".webp", ".png")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Debian package with photographs, which were told from drawings by eye.
+
+    Attributes:
+        name: of the package.
+        folder: under usr/share in the package.
+        pictures: patterns of the photographs in `folder`; in a folder of Qt resource files, names of those.
+        omitted: patterns of paintings and drawings between the photographs of Qt resource files.
+        notes: patterns under usr/share of further files that name authors and licences.
+    """
+
+    name: str
+    folder: str
+    pictures: tuple[str, ...]
+    omitted: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+_PLASMA = ("Autumn", "BytheWater", "ColdRipple", "ColorfulCups", "DarkestHour", "EveningGlow", "FallenLeaf", "Grey",
+           "Kite", "OneStandsOut", "Path", "summer_1am")  # fmt: skip
+PACKAGES = (
+    Package("lomiri-wallpapers-16.04", "backgrounds", ("*.jpg",)),
+    Package("mate-backgrounds", "backgrounds/mate/nature", ("*.jpg",), notes=("doc/mate-backgrounds/AUTHORS*",)),
+    Package(
+        "lxqt-themes",
+        "lxqt/wallpapers",
+        ("Butterfly-Kenneth-Wimer.jpg", "Valendas.png", "after-the-rain.jpg", "appleflower.png", "beam.png",
+         "butterfly.png", "cloud.png", "drop.png", "flowers.png", "fog.jpg", "this-is-not-windows.jpg"),
+    ),
+    Package(
+        "plasma-workspace-wallpapers",
+        "wallpapers",
+        tuple(f"{name}/contents/images/2560x1600.jpg" for name in _PLASMA),
+        notes=tuple(f"wallpapers/{name}/metadata.json" for name in _PLASMA),
+    ),
+    Package("palapeli-data", "palapeli/collection", ("*.jpg",), notes=("palapeli/collection/*.desktop",)),
+    Package("gnome-taquin", "gnome-taquin/themes/cats", ("*.jpg",)),
+    Package("puzzle-jigsaw", "puzzle-jigsaw/samples", ("*.jpg", "*.jpeg")),
+    Package("tuxpaint-data", "tuxpaint/templates", ("*.jpg",), notes=("doc/tuxpaint-data/AUTHORS*",)),
+    Package(
+        "gcompris-qt-data",
+        "gcompris-qt/rcc",
+        ("categorization.rcc", "clickgame.rcc", "details.rcc", "erase.rcc", "explore_farm_animals.rcc",
+         "explore_monuments.rcc", "explore_world_animals.rcc", "explore_world_music.rcc"),
+        omitted=("*/alphabets/*", "*/numbers/*", "*/Eglise_dAuvers*", "*Gogh*", "*/PortraitOfPereTanguy*"),
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,48 +89,73 @@ def _read_resource(file: ResourceFile, name: str) -> bytes:
         raise OSError(str(error)) from error
 
 
-def photographs(cache: str | Path) -> Collection:
-    """Photographs of two Debian packages, downloaded into `cache` unless they are there. No root needed.
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8", errors="replace")
+
+
+def _of_package(package: Package, unpacked: Path, version: str) -> tuple[list[Source], dict[str, str]]:
+    """The photographs of a package, and its texts of attribution."""
+    share = unpacked / "usr/share"
+    sources: list[Source] = []
+    attribution: dict[str, str] = {}
+    for pattern in package.pictures:
+        found = sorted((share / package.folder).glob(pattern))
+        if not found:
+            raise DataError(f"{share / package.folder} holds no {pattern}: {package.name} {version} is not as expected")
+        for path in found:
+            if path.suffix != ".rcc":
+                name = path.relative_to(share / package.folder).as_posix()
+                sources.append(Source(f"{package.name}/{name}", path.read_bytes))
+                continue
+            resource = ResourceFile(path)
+            for name in resource.names():
+                short = name.removeprefix("gcompris/src/activities/").replace("/resource/", "/")
+                if name.lower().endswith(_SUFFIXES):
+                    if any(fnmatch(name, pattern) for pattern in package.omitted):
+                        continue
+                    sources.append(Source(f"{package.name}/{short}", partial(_read_resource, resource, name)))
+                elif name.rsplit("/", 1)[-1].startswith("README"):
+                    text = resource.read(name).decode("utf-8", errors="replace")
+                    attribution[f"{package.name}/{short.replace('/', '-')}.txt"] = text
+    notice = share / "doc" / package.name / "copyright"
+    if notice.exists():
+        attribution[f"{package.name}.copyright.txt"] = _text(notice)
+    for pattern in package.notes:
+        for path in sorted(share.glob(pattern)):
+            name = path.relative_to(share).as_posix().replace("/", "-")
+            attribution[f"{package.name}/{name.removesuffix('.gz')}.txt"] = _text(path)
+    return sources, attribution
+
+
+def photographs(cache: str | Path, say: Callable[[str], None] = lambda _: None) -> Collection:
+    """Photographs of nine Debian packages, downloaded into `cache` unless they are there. No root needed.
 
     Raises:
         DataError: a package cannot be had, or holds other files than expected.
     """
     try:
-        (wallpapers, version_w), (gcompris, version_g) = (
-            debian.fetch(package, cache) for package in (WALLPAPERS, GCOMPRIS)
-        )
+        fetched = debian.fetch([package.name for package in PACKAGES], cache, say)
     except debian.PackageUnavailable as error:
         raise DataError(
-            f"the photographs come from the Debian packages {WALLPAPERS} and {GCOMPRIS}, which cannot be had here "
-            f"({error}); the other choices are CIFAR-10 with `--source cifar10` and your own images with "
-            "`--source folder --folder DIR`"
+            f"the photographs come from Debian packages: {error}; the other choices are CIFAR-10 with "
+            "`--source cifar10` and your own images with `--source folder --folder DIR`"
         ) from error
-    pictures = sorted((wallpapers / "usr/share/backgrounds").glob("*.jpg"))
-    if not pictures:
-        raise DataError(f"{wallpapers}/usr/share/backgrounds holds no photographs; version {version_w}")
-    sources = [Source(f"{WALLPAPERS}/{path.name}", path.read_bytes) for path in pictures]
-    attribution = {}
-    for package, folder in ((WALLPAPERS, wallpapers), (GCOMPRIS, gcompris)):
-        notice = folder / "usr/share/doc" / package / "copyright"
-        if notice.exists():
-            attribution[f"{package}.copyright.txt"] = notice.read_text(encoding="utf-8", errors="replace")
-    for activity in ACTIVITIES:
-        resource = ResourceFile(gcompris / "usr/share/gcompris-qt/rcc" / f"{activity}.rcc")
-        for name in resource.names():
-            short = name.removeprefix("gcompris/src/activities/").replace("/resource/", "/")
-            if name.lower().endswith(_SUFFIXES):
-                sources.append(Source(f"{GCOMPRIS}/{short}", partial(_read_resource, resource, name)))
-            elif name.rsplit("/", 1)[-1].startswith("README"):
-                text = resource.read(name).decode("utf-8", errors="replace")
-                attribution[f"{GCOMPRIS}/{short.replace('/', '-')}.txt"] = text
+    sources: list[Source] = []
+    attribution: dict[str, str] = {}
+    versions = {package: version for package, (_, version) in fetched.items()}
+    for package in PACKAGES:
+        found, texts = _of_package(package, *fetched[package.name])
+        sources += found
+        attribution |= texts
     attribution["README.txt"] = (
-        f"The tiles are scaled crops of photographs from the Debian packages {WALLPAPERS} {version_w} and\n"
-        f"{GCOMPRIS} {version_g}; ../sources.jsonl names the photograph of each tile. Their authors and licences\n"
-        "(mostly CC-BY and CC-BY-SA) stand in the packages' copyright files and in the README files of GCompris's\n"
-        "activities, copied into this folder.\n"
+        "The tiles are scaled crops of photographs from these Debian packages:\n"
+        + "".join(f"  {package} {version}\n" for package, version in versions.items())
+        + "../sources.jsonl names the photograph of each tile. Authors and licences (mostly CC-BY, CC-BY-SA and GPL)\n"
+        "stand in the packages' copyright files, in the notes beside the photographs and in the README files of\n"
+        "GCompris's activities, all copied into this folder.\n"
     )
-    origin = {"packages": {WALLPAPERS: version_w, GCOMPRIS: version_g}}
-    return Collection("photographs", iter(sources), origin, attribution)
+    return Collection("photographs", iter(sources), {"packages": versions}, attribution)
 
 
 def samples() -> Collection:

@@ -1,7 +1,8 @@
 """Image tiles in a memory map: decoded and cropped once, with a manifest and a fingerprint.
 
-A store is a folder with `tiles.u8` (N, size, size, 3), `splits.u8` (N,), `sources.jsonl` (one source image a line, with
-the tiles cut from it) and `manifest.json`. All tiles of a source image are in one split.
+A store is a folder with `tiles.u8` (N, size, size, 3), `splits.u8` (N,), `images.u32` (N,), `sources.jsonl` (one file a
+line, with the tiles cut from it) and `manifest.json`. All tiles of an image are in one split, and files that show the
+same image are one image: `images.u32` numbers them.
 """
 
 from __future__ import annotations
@@ -26,11 +27,18 @@ from PIL import Image
 from experiments.core.errors import ConfigError, DataError
 from experiments.vqvae.decode import TOO_SMALL, BadImage, Pixels, decode
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "val", "test")
-UNUSED = 255  # a tile of a validation or test image over the limit per image
+UNUSED = 255  # a tile over the limit per image, or of a copy of another split's image
+IMAGE = np.dtype("<u4")
 FLAT = "flat-tile"
+SAME = "same-image-again"
+ELSEWHERE = "same-image-in-another-split"
 
+# Correlation of two images' looks from which they are the same. Among the photographs of our packages, copies in
+# another size reach 0.999 and different ones 0.951.
+ALIKE = 0.995
+MOST_COMPARED = 20_000
 _NAMES_KEPT = 100
 
 
@@ -52,6 +60,8 @@ class Cut:
         mode: "grid": all tiles of a regular grid; "centre": the image scaled to the tile's size and cut in the middle.
         stride: from one tile of the grid to the next, in pixels; `size` if 0.
         shrink: whole factor to scale down by before "grid" cuts, which removes traces of compression.
+        short_side: "grid" scales down further, by the least whole factor that leaves the shorter side at most so many
+            pixels: a tile then shows about as much of a large photograph as of a small one; 0: no limit.
         min_side: images with a shorter side than this are left out.
         flat: tiles are left out in which no channel has a standard deviation of this many levels; "grid" only.
     """
@@ -60,15 +70,21 @@ class Cut:
     mode: str
     stride: int = 0
     shrink: int = 1
+    short_side: int = 0
     min_side: int = 0
     flat: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mode not in ("grid", "centre"):
             raise ConfigError(f"mode must be grid or centre, got {self.mode!r}")
-        for name, least in (("size", 4), ("stride", 0), ("shrink", 1), ("min_side", 0), ("flat", 0)):
+        for name, least in (("size", 4), ("stride", 0), ("shrink", 1), ("short_side", 0), ("min_side", 0), ("flat", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if 0 < self.short_side < 2 * self.size:
+            # Whole factors may leave hardly more than half of it.
+            raise ConfigError(
+                f"short_side must be 0 or at least {2 * self.size}, twice the size, got {self.short_side}"
+            )
 
     def tiles(self, pixels: Pixels) -> tuple[npt.NDArray[np.uint8], int]:
         """Tiles (n, size, size, 3) of an image (H, W, 3), and the number of flat ones left out.
@@ -83,8 +99,9 @@ class Cut:
         if self.mode == "centre":
             return self._centre(pixels)[None], 0
         image = Image.fromarray(pixels)
-        if self.shrink > 1:
-            image = image.reduce(self.shrink)
+        factor = max(self.shrink, -(-min(height, width) // self.short_side) if self.short_side else 1)
+        if factor > 1:
+            image = image.reduce(factor)
         stride = self.stride or self.size
         rows, columns = (1 + (side - self.size) // stride for side in (image.height, image.width))
         # The grid in the middle of the image.
@@ -113,7 +130,7 @@ class Division:
     """How images are divided where the data set does not say.
 
     Attributes:
-        val, test: share of the images.
+        val, test: share of the different images.
         per_image: most tiles of one image in validation and test, evenly spread over it, so that no image rules them.
     """
 
@@ -135,6 +152,8 @@ class _Cutting:
     name: str
     split: str
     sha256: str = ""
+    pixels: str = ""
+    look: npt.NDArray[np.float32] | None = None
     tiles: npt.NDArray[np.uint8] | None = None
     flat: int = 0
     converted: tuple[str, ...] = ()
@@ -142,8 +161,27 @@ class _Cutting:
     reason: str = ""
 
 
+def look_of(pixels: Pixels) -> npt.NDArray[np.float32]:
+    """An image scaled to 16x16, less its mean and of length 1: scaling and compressing an image hardly change it."""
+    small = np.asarray(Image.fromarray(pixels).resize((16, 16), Image.Resampling.BOX), dtype=np.float32).ravel()
+    small = small - small.mean()
+    return small / max(float(np.linalg.norm(small)), 1e-6)
+
+
+def alike(looks: npt.NDArray[np.float32]) -> list[int]:
+    """For each image the first one of those that look the same, from their looks (n, 768); itself if it is alone."""
+    same = list(range(len(looks)))
+    for start in range(0, len(looks), 512):
+        block = looks[start : start + 512] @ looks.T
+        for i, j in np.argwhere(block > ALIKE):
+            low, high = sorted((same[start + i], same[j]))
+            if low != high:
+                same = [low if first == high else first for first in same]
+    return same
+
+
 def divide(hashes: Sequence[str], division: Division) -> list[str]:
-    """Split of each image, by the SHA-256 of its file: not by its name or place, so copies stay together.
+    """Split of each image, by a hash of it: not by its name or place.
 
     Raises:
         DataError: fewer than three different images.
@@ -164,6 +202,8 @@ def _cut(source: Source, cut: Cut) -> _Cutting:
         decoded = decode(content)
         done.converted = decoded.converted
         done.tiles, done.flat = cut.tiles(decoded.pixels)
+        done.pixels = hashlib.sha256(f"{decoded.pixels.shape}".encode() + decoded.pixels.tobytes()).hexdigest()
+        done.look = look_of(decoded.pixels)
     except BadImage as error:
         done.problem, done.reason = error.kind, str(error)
     except OSError as error:
@@ -246,6 +286,68 @@ def build(
     return manifest
 
 
+@dataclass
+class _Used:
+    """A file that gave tiles."""
+
+    name: str
+    split: str
+    first: int
+    tiles: int
+    sha256: str
+    pixels: str
+    look: npt.NDArray[np.float32] | None
+    image: int = -1
+
+
+@dataclass
+class _Image:
+    """An image with the files that show it."""
+
+    files: list[_Used]
+    split: str = ""
+
+
+def _settle(used: Sequence[_Used], division: Division, problems: _Problems) -> list[_Image]:
+    """Tell which files show the same image, and give each image its split.
+
+    Files with equal pixels show the same image. So do those that look the same, where the store chooses the split (and
+    the files are not too many to compare). Where the data name two splits for an image, the later one of train, val and
+    test keeps it, and its files in the others are left out.
+    """
+    by_pixels: dict[str, list[_Used]] = {}
+    for file in used:
+        by_pixels.setdefault(file.pixels, []).append(file)
+    images = [_Image(files) for files in by_pixels.values()]
+    free = [image for image in images if not any(file.split for file in image.files)]
+    looks = [image.files[0].look for image in free]
+    if looks and all(value is not None for value in looks):
+        for image, first in zip(free, alike(np.stack([v for v in looks if v is not None])), strict=True):
+            if image is not free[first]:
+                free[first].files += image.files
+                image.files = []
+        images = [image for image in images if image.files]
+        free = [image for image in free if image.files]
+    if free:
+        # By content, so that neither names nor places matter.
+        hashes = [min(file.sha256 for file in image.files) for image in free]
+        for image, split in zip(free, divide(hashes, division), strict=True):
+            image.split = split
+    for number, image in enumerate(images):
+        if not image.split:
+            image.split = max((file.split for file in image.files if file.split), key=SPLITS.index)
+        kept = [file for file in image.files if file.split in ("", image.split)]
+        for file in image.files:
+            file.image = number
+            if file not in kept:
+                problems.add(ELSEWHERE, file.name, f"as {kept[0].name} in {image.split}")
+            elif file is not kept[0]:
+                problems.add(SAME, file.name, f"as {kept[0].name}")
+            file.split = image.split if file in kept else ""
+        image.files = kept
+    return images
+
+
 def _build(
     folder: Path,
     name: str,
@@ -256,7 +358,7 @@ def _build(
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     problems, digest, written = _Problems(), hashlib.sha256(), 0
-    used: list[dict[str, Any]] = []
+    used: list[_Used] = []
     with (folder / "tiles.u8").open("wb") as file:
         for number, done in enumerate(cuttings, 1):
             if done.problem:
@@ -272,48 +374,40 @@ def _build(
             content = done.tiles.tobytes()
             digest.update(content)
             file.write(content)
-            used.append(
-                {
-                    "name": done.name,
-                    "split": done.split,
-                    "first": written,
-                    "tiles": len(done.tiles),
-                    "sha256": done.sha256,
-                }
-            )
+            look = done.look if not done.split and len(used) < MOST_COMPARED else None
+            used.append(_Used(done.name, done.split, written, len(done.tiles), done.sha256, done.pixels, look))
             written += len(done.tiles)
             if progress is not None and number % 50 == 0:
                 progress(number, written)
 
-    unsettled = [source for source in used if not source["split"]]
-    if unsettled:
-        chosen = divide([s["sha256"] for s in unsettled], division)
-        for source, split in zip(unsettled, chosen, strict=True):
-            source["split"] = split
-    splits = np.full(written, UNUSED, dtype=np.uint8)
-    for source in used:
-        first, count, split = source["first"], source["tiles"], source["split"]
-        taken = np.arange(count)
-        if split != "train" and count > division.per_image:
-            taken = taken[np.linspace(0, count - 1, division.per_image).round().astype(int)]
-        splits[first + taken] = SPLITS.index(split)
+    images = _settle(used, division, problems)
+    splits, numbers = np.full(written, UNUSED, dtype=np.uint8), np.zeros(written, dtype=IMAGE)
+    for number, image in enumerate(images):
+        taken = np.concatenate([np.arange(f.first, f.first + f.tiles) for f in image.files])
+        numbers[taken] = number
+        if image.split != "train" and len(taken) > division.per_image:
+            taken = taken[np.linspace(0, len(taken) - 1, division.per_image).round().astype(int)]
+        splits[taken] = SPLITS.index(image.split)
     tiles = {split: int((splits == i).sum()) for i, split in enumerate(SPLITS)}
     for split, count in tiles.items():
         if count == 0:
             found = ", ".join(f"{n} {kind}" for kind, n in problems.counts.items())
-            raise DataError(f"{name}: no tile for {split} in {len(used)} usable images ({found or 'no problems'})")
-    digest.update(splits.tobytes() + f"{VERSION} {cut.size}".encode())
+            raise DataError(f"{name}: no tile for {split} in {len(images)} usable images ({found or 'no problems'})")
+    digest.update(splits.tobytes() + numbers.tobytes() + f"{VERSION} {cut.size}".encode())
     (folder / "splits.u8").write_bytes(splits.tobytes())
-    with (folder / "sources.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(source) + "\n" for source in used)
+    (folder / "images.u32").write_bytes(numbers.tobytes())
+    with (folder / "sources.jsonl").open("w", encoding="utf-8") as text:
+        for f in sorted(used, key=lambda f: f.first):
+            line = {"name": f.name, "image": f.image, "split": f.split, "first": f.first, "tiles": f.tiles}
+            text.write(json.dumps(line | {"sha256": f.sha256}) + "\n")
     manifest = {
         "version": VERSION,
         "name": name,
         "size": cut.size,
         "rows": written,
         "tiles": tiles,
-        "sources": {split: sum(s["split"] == split for s in used) for split in SPLITS},
-        "cut": {key: getattr(cut, key) for key in ("mode", "stride", "shrink", "min_side", "flat")},
+        "sources": {split: sum(image.split == split for image in images) for split in SPLITS},
+        "cut": {key: getattr(cut, key) for key in ("mode", "stride", "shrink", "short_side", "min_side", "flat")},
         "per_image": division.per_image,
         "origin": origin,
         "problems": dict(sorted(problems.counts.items())),
@@ -329,6 +423,7 @@ class Store:
 
     Attributes:
         tiles: (N, size, size, 3) uint8, memory-mapped.
+        images: (N,) number of the image that each tile was cut from, memory-mapped.
         manifest: see `build`.
 
     Raises:
@@ -351,11 +446,12 @@ class Store:
             raise DataError(f"{path} cannot be read ({error}): make the images anew") from error
         if version != VERSION:
             raise DataError(f"{path} is of version {version}, this code reads {VERSION}: make the images anew")
-        for file, length in (("tiles.u8", rows * size * size * 3), ("splits.u8", rows)):
+        for file, length in (("tiles.u8", rows * size * size * 3), ("splits.u8", rows), ("images.u32", 4 * rows)):
             found = (self.folder / file).stat().st_size if (self.folder / file).exists() else 0
             if found != length:
                 raise DataError(f"{self.folder / file} has {found} bytes instead of {length}: make the images anew")
         self.tiles = np.memmap(self.folder / "tiles.u8", np.uint8, "r", shape=(rows, size, size, 3))
+        self.images = np.memmap(self.folder / "images.u32", IMAGE, "r", shape=(rows,))
         self._splits = np.fromfile(self.folder / "splits.u8", np.uint8)
 
     @property
@@ -365,3 +461,13 @@ class Store:
     def rows(self, split: str) -> npt.NDArray[np.int64]:
         """Positions in `tiles` of one split, ascending."""
         return np.flatnonzero(self._splits == SPLITS.index(split))
+
+    def names(self, images: Iterable[int]) -> dict[int, str]:
+        """Of each image the name of the first file that shows it."""
+        wanted, found = set(images), dict[int, str]()
+        with (self.folder / "sources.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                source = json.loads(line)
+                if source["split"] and source["image"] in wanted:
+                    found.setdefault(source["image"], source["name"])
+        return found

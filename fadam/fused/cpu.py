@@ -77,10 +77,10 @@ def refusal(
 
     Args:
         params, grads, momentums, fims, steps: as for `CpuBackend`.
-        options: what is chosen of ``momentum``, ``decay``, ``correct_momentum``, ``differentiable`` and
+        options: what is chosen of ``momentum_mode``, ``decay_mode``, ``correct_momentum``, ``differentiable`` and
             ``stochastic_rounding``.
     """
-    for name, only in (("momentum", "natural"), ("decay", "natural"), ("correct_momentum", False)):
+    for name, only in (("momentum_mode", "natural"), ("decay_mode", "natural"), ("correct_momentum", False)):
         if options.get(name, only) != only:
             return f"it has {name}={only!r} only"
     if options.get("differentiable"):
@@ -120,8 +120,8 @@ class CpuBackend:
             float64, bfloat16 and float16. Those whose strides are not the parameter's, and parameters with gaps between
             their elements, are copied for the time of the step.
         steps: t, that is after this step, 0-d float32 tensors on the host.
-        lr, beta1, beta2, eps, eps2, clip, rho, weight_decay, eps_mode, maximize: as for :class:`fadam.FAdam`.
-        momentum, decay, correct_momentum, capturable: accepted for the sake of one signature; see `refusal`.
+        lr, beta1, beta2, eps, eps2, clip, fim_rho, weight_decay, eps_mode, maximize: as for :class:`fadam.FAdam`.
+        momentum_mode, decay_mode, correct_momentum, capturable: accepted for the sake of one signature; see `refusal`.
         stochastic_rounding: round a bfloat16 parameter up or down with a probability by distance. The random bits are
             those of `fadam.metric.stochastic_bfloat16`, so that equal steps round equally.
         numels: elements of each logical tensor, which RMS values are over; None if the tensors are whole.
@@ -148,11 +148,11 @@ class CpuBackend:
         eps: float,
         eps2: float,
         clip: float | None,
-        rho: float,
+        fim_rho: float,
         weight_decay: float,
         eps_mode: str = "adaptive",
-        momentum: str = "natural",
-        decay: str = "natural",
+        momentum_mode: str = "natural",
+        decay_mode: str = "natural",
         correct_momentum: bool = False,
         maximize: bool = False,
         capturable: bool = False,
@@ -191,7 +191,7 @@ class CpuBackend:
             eps,
             eps2,
             clip or 0.0,
-            rho,
+            fim_rho,
             weight_decay,
             float(grad_scale) if grad_scale is not None else 0.0,
             _EPS_MODES[eps_mode],

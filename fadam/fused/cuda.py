@@ -56,10 +56,10 @@ def refusal(
 
     Args:
         params, grads, momentums, fims, steps: as for `CudaBackend`; without any, whether there is a device at all.
-        options: what is chosen of ``momentum``, ``decay``, ``correct_momentum``, ``differentiable`` and
+        options: what is chosen of ``momentum_mode``, ``decay_mode``, ``correct_momentum``, ``differentiable`` and
             ``capturable``.
     """
-    for name, only in (("momentum", "natural"), ("decay", "natural"), ("correct_momentum", False)):
+    for name, only in (("momentum_mode", "natural"), ("decay_mode", "natural"), ("correct_momentum", False)):
         if options.get(name, only) != only:
             return f"on CUDA devices it has {name}={only!r} only"
     if options.get("differentiable", False):
@@ -113,8 +113,8 @@ def _trial(device: torch.device) -> str | None:
     a driver that takes its code, and training should go on without them.
     """
     options: dict[str, Any] = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps2": 0.01, "clip": 1.0}
-    options |= {"rho": 0.5, "weight_decay": 0.1, "eps_mode": "adaptive", "maximize": False, "capturable": False}
-    options |= {"momentum": "natural", "decay": "natural", "correct_momentum": False}
+    options |= {"fim_rho": 0.5, "weight_decay": 0.1, "eps_mode": "adaptive", "maximize": False, "capturable": False}
+    options |= {"momentum_mode": "natural", "decay_mode": "natural", "correct_momentum": False}
     backends: tuple[Callable[..., Any], ...] = CudaBackend, ForeachBackend
     generator = torch.Generator("cpu").manual_seed(0)
     host: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
@@ -177,7 +177,7 @@ class CudaBackend:
         eps: float,
         eps2: float,
         clip: float | None,
-        rho: float,
+        fim_rho: float,
         weight_decay: float,
         eps_mode: str = "adaptive",
         maximize: bool = False,
@@ -192,11 +192,11 @@ class CudaBackend:
     ) -> None:
         self._device = params[0].device
         self._size = len(params)
-        self._eps, self._eps2, self._ceiling = float(eps), float(eps2), float(eps ** (2 * rho))
+        self._eps, self._eps2, self._ceiling = float(eps), float(eps2), float(eps ** (2 * fim_rho))
         self._clip, self._eps_mode = clip, eps_mode
         self._rows = 0 if clip is None else 1 if weight_decay == 0 else 2  # of sums of n^2 and w^2
         self._options = {
-            "RHO": float(rho),
+            "RHO": float(fim_rho),
             "EPS_MODE": eps_mode,
             "MAXIMIZE": maximize,
             "WEIGHT_DECAY": weight_decay != 0,

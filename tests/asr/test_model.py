@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchaudio.models import Conformer
 
-from experiments.asr.model import ConformerCTC, subsampled
+from experiments.asr.model import ConformerCTC, PaddedBatchNorm, subsampled
 from experiments.asr.module import SplitScores, greedy_decode
 from experiments.asr.text import CharTokenizer
 from experiments.core.errors import ConfigError
@@ -32,24 +33,47 @@ def test_announced_length_is_the_convolutions_length(frames: int) -> None:
 
 def test_the_encoder_is_torchaudios() -> None:
     torch.manual_seed(0)
-    model, features, lengths = small(channels=(2, 2)).eval(), torch.randn(2, 51, 80), torch.tensor([33, 51])
-    encoded, out = model.encoder(model.subsampling(features), subsampled(lengths))
+    model, features, lengths = small(channels=(2, 2)).eval(), torch.randn(2, 51, 80), torch.tensor([51, 51])
     found, announced = model(features, lengths)
+    torchaudios = Conformer(16, 2, 64, 1, 3).eval()
+    torchaudios.load_state_dict(model.encoder.state_dict())
+    encoded, out = torchaudios(model.subsampling(features), subsampled(lengths))
     assert torch.equal(found, model.head(encoded).log_softmax(-1))
     assert torch.equal(announced, out)
 
 
+SIZES = [{}, {"dim": 96, "layers": 4, "heads": 4, "kernel": 15, "channels": (16, 32)}]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["small", "cpu"])
 @pytest.mark.parametrize(("norm", "training"), [("batch", False), ("layer", False), ("layer", True)])
-def test_padding_does_not_change_an_utterance(norm: str, training: bool) -> None:
+def test_an_utterance_is_the_same_alone_and_in_any_batch(norm: str, training: bool, size: dict) -> None:
     torch.manual_seed(0)
-    model = small(channels=(2, 2), norm=norm).train(training)
-    short = torch.randn(1, 31, 80)
-    alone, _ = model(short, torch.tensor([31]))
-    batch = torch.cat([torch.nn.functional.pad(short, (0, 0, 0, 20)), torch.randn(1, 51, 80)])
-    together, lengths = model(batch, torch.tensor([31, 51]))
-    # The convolution block of torchaudio's Conformer sees the padding, so its last frames may differ.
-    frames = int(lengths[0]) - 1
-    torch.testing.assert_close(together[0, :frames], alone[0, :frames], atol=1e-4, rtol=1e-4)
+    model = small(norm=norm, **size).train(training)
+    for module in model.modules():  # statistics as training leaves them
+        if isinstance(module, PaddedBatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    frames = [31, 51, 87, 44, 133]
+    utterances = [torch.randn(n, 80) for n in frames]
+    batch = torch.nn.utils.rnn.pad_sequence(utterances, batch_first=True)
+    for padding in (0, 60):
+        together, lengths = model(torch.nn.functional.pad(batch, (0, 0, 0, padding)), torch.tensor(frames))
+        for row, utterance in enumerate(utterances):
+            alone, _ = model(utterance[None], torch.tensor([len(utterance)]))
+            torch.testing.assert_close(together[row, : lengths[row]], alone[0], atol=2e-5, rtol=1e-5)
+
+
+def test_batch_norm_in_training_is_of_the_frames_that_are_no_padding() -> None:
+    torch.manual_seed(0)
+    ours, torchs = PaddedBatchNorm(4), torch.nn.BatchNorm1d(4)
+    x, padding = torch.randn(3, 4, 7), torch.arange(7) >= torch.tensor([7, 3, 5])[:, None]
+    ours.padding = padding
+    found, expected = ours(x).transpose(1, 2)[~padding], torchs(x.transpose(1, 2)[~padding])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(ours.state_dict(), torchs.state_dict())
+    x.masked_fill_(padding[:, None], 1e6)
+    torch.testing.assert_close(ours(x).transpose(1, 2)[~padding], found)
 
 
 def test_sizes() -> None:

@@ -38,10 +38,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no decay": {"weight_decay": 0.0},
     "no clip": {"clip": None, "eps": 0.1},
     "clip 0.3": {"clip": 0.3, "eps": 0.3, "eps2": 0.5},
-    "scaled": {"eps_mode": "scaled", "rho": 0.7, "eps": 0.2},
+    "scaled": {"eps_mode": "scaled", "fim_rho": 0.7, "eps": 0.2},
     "fixed": {"eps_mode": "fixed", "eps": 0.2, "clip": 0.2},
-    "adam's": {"eps_mode": "fixed", "momentum": "gradient", "decay": "decoupled", "correct_momentum": True},
-    "momentum": {"momentum": "gradient", "clip": 0.1, "maximize": True},
+    "adam's": {"eps_mode": "fixed", "momentum_mode": "gradient", "decay_mode": "decoupled", "correct_momentum": True},
+    "momentum": {"momentum_mode": "gradient", "clip": 0.1, "maximize": True},
 }
 
 

@@ -14,7 +14,7 @@ from fadam.functional import amp_tensors
 from fadam.optimizer import initial_state
 from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
 
-FUSED: list[dict[str, Any]] = [{}, {"momentum": "gradient"}, {"decay": "decoupled"}]
+FUSED: list[dict[str, Any]] = [{}, {"momentum_mode": "gradient"}, {"decay_mode": "decoupled"}]
 
 
 def given(opt: FAdam, grad_scale: float | None, found_inf: float) -> None:
@@ -138,3 +138,17 @@ def test_a_learning_rate_from_a_device_has_arrived_too() -> None:
     opt.param_groups[0]["lr"] = opt.param_groups[0]["lr"].as_subclass(Rate)
     run(opt, params, lambda t: [torch.ones(3)], 1)
     assert asynchronous == [False]
+
+
+def test_a_scaler_that_saw_no_gradient_changes_nothing() -> None:
+    """One of two optimizers, whose parameters took no part: found_inf is the number 0 then."""
+    p, q = leaves([torch.ones(3)] * 2)
+    opt, other = FAdam([p], fused=True), FAdam([q], fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(p.sum()).backward()
+    for one in (opt, other):
+        scaler.step(one)
+    scaler.update()
+    assert (p < 1).all()
+    torch.testing.assert_close(q.detach(), torch.ones(3), rtol=0, atol=0)
+    assert not other.state

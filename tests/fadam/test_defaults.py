@@ -17,7 +17,7 @@ from tests.fadam.cases import PATHS, leaves, run
 from tests.fadam.triton_interpreter import interpreted
 
 OPTIONS: dict[str, Any] = {
-    "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "eps2": 0.01, "clip": 1.0, "rho": 0.5, "weight_decay": 0.1,
+    "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "eps2": 0.01, "clip": 1.0, "fim_rho": 0.5, "weight_decay": 0.1,
 }  # fmt: skip
 
 

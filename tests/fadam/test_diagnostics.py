@@ -51,8 +51,8 @@ def test_by_hand() -> None:
     "switches",
     [
         {},
-        {"momentum": "gradient", "correct_momentum": True, "eps_mode": "fixed"},
-        {"clip": None, "eps_mode": "scaled", "decay": "decoupled"},
+        {"momentum_mode": "gradient", "correct_momentum": True, "eps_mode": "fixed"},
+        {"clip": None, "eps_mode": "scaled", "decay_mode": "decoupled"},
         {"fim_dtype": torch.bfloat16, "maximize": True},
     ],
 )

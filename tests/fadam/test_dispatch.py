@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from fadam import FAdam, backend, fadam
 from tests.fadam.cases import leaves, run
 
-ABLATIONS: list[dict[str, Any]] = [{"momentum": "gradient"}, {"decay": "decoupled"}, {"correct_momentum": True}]
+ABLATIONS: list[dict[str, Any]] = [
+    {"momentum_mode": "gradient"},
+    {"decay_mode": "decoupled"},
+    {"correct_momentum": True},
+]
 
 
 @pytest.fixture
@@ -90,9 +94,9 @@ def test_what_the_fused_implementation_is_asked(stepped: list[str], monkeypatch:
         asked.append((len(lists[0]), dict(lists[5])))
 
     monkeypatch.setattr(sys.modules["tests.fadam.made_up"], "refusal", refusal)
-    step(torch.ones(3), torch.ones(0), torch.ones(2, dtype=torch.complex64), fused=True, eps_mode="scaled", rho=0.7)
+    step(torch.ones(3), torch.ones(0), torch.ones(2, dtype=torch.complex64), fused=True, eps_mode="scaled", fim_rho=0.7)
     assert [count for count, _ in asked] == [0, 2]  # when it is built, and in the step without what is empty
-    assert all(options["eps_mode"] == "scaled" and options["rho"] == 0.7 for _, options in asked)
+    assert all(options["eps_mode"] == "scaled" and options["fim_rho"] == 0.7 for _, options in asked)
 
 
 @pytest.mark.parametrize("reason", ["there is no compiler", OSError("the disk is full")])
@@ -116,7 +120,7 @@ def test_an_unavailable_implementation_that_was_asked_for_is_an_error(
     with pytest.raises(RuntimeError, match=f"fused=True is not available: .*{reason}"):
         opt.add_param_group({"params": [torch.ones(2)], "fused": True})
     assert len(opt.param_groups) == 1
-    FAdam([torch.ones(3)], fused=True, momentum="gradient")  # which does without
+    FAdam([torch.ones(3)], fused=True, momentum_mode="gradient")  # which does without
 
 
 def test_one_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +158,7 @@ def test_two_implementations_at_once_are_refused(other: str) -> None:
     lists: Sequence[list[Tensor]] = [[torch.ones(3)] for _ in range(4)]
     with pytest.raises(ValueError, match=f"fused=True and {other}=True"):
         fadam(
-            *lists, [torch.zeros(())], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps2=0.01, clip=1.0, rho=0.5,
+            *lists, [torch.zeros(())], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps2=0.01, clip=1.0, fim_rho=0.5,
             weight_decay=0.0, fused=True, **{other: True},
         )  # fmt: skip
 

@@ -23,7 +23,8 @@ RUN = 1024  # kRun32
 SIZES = (1, 15, 16, 17, RUN - 1, RUN, RUN + 1, CHUNK - 1, CHUNK, CHUNK + 1, 4 * CHUNK, 4 * CHUNK + 1)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DEFAULTS: dict[str, Any] = {
-    "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps2": 0.01, "clip": 1.0, "rho": 0.5, "weight_decay": 1e-3,
+    "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps2": 0.01, "clip": 1.0, "fim_rho": 0.5,
+    "weight_decay": 1e-3,
 }  # fmt: skip
 
 
@@ -435,8 +436,8 @@ def test_stochastic_rounding_leaves_what_it_need_not_round() -> None:
 @pytest.mark.parametrize(
     ("changed", "options", "reason"),
     [
-        (torch.ones(2), {"momentum": "gradient"}, "it has momentum='natural' only"),
-        (torch.ones(2), {"decay": "decoupled"}, "it has decay='natural' only"),
+        (torch.ones(2), {"momentum_mode": "gradient"}, "it has momentum_mode='natural' only"),
+        (torch.ones(2), {"decay_mode": "decoupled"}, "it has decay_mode='natural' only"),
         (torch.ones(2), {"correct_momentum": True}, "it has correct_momentum=False only"),
         (torch.ones(2), {"differentiable": True}, "autograd does not see into it"),
         (torch.ones(2, device="meta"), {}, "not all tensors are on the CPU"),

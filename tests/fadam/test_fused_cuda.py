@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "eps": 1e-8,
     "eps2": 0.01,
     "clip": 1.0,
-    "rho": 0.5,
+    "fim_rho": 0.5,
     "weight_decay": 0.1,
     "eps_mode": "adaptive",
 }
@@ -40,12 +40,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no clip": {"clip": None},
     "no clip, no decay": {"clip": None, "weight_decay": 0.0},
     "scaled": {"eps_mode": "scaled", "eps": 0.1},
-    "scaled, rho 0.3": {"eps_mode": "scaled", "eps": 0.1, "rho": 0.3},
+    "scaled, rho 0.3": {"eps_mode": "scaled", "eps": 0.1, "fim_rho": 0.3},
     "fixed": {"eps_mode": "fixed", "eps": 0.01},
     "fixed, no clip": {"eps_mode": "fixed", "clip": None},
-    "rho 0.25": {"rho": 0.25},
-    "rho 0.7, eps large": {"rho": 0.7, "eps": 0.5},
-    "rho 1": {"rho": 1.0},
+    "rho 0.25": {"fim_rho": 0.25},
+    "rho 0.7, eps large": {"fim_rho": 0.7, "eps": 0.5},
+    "rho 1": {"fim_rho": 1.0},
     "eps 0": {"eps": 0.0},
     "eps2 large": {"eps": 1.0, "eps2": 3.0},
     "betas 0": {"beta1": 0.0, "beta2": 0.0},
@@ -138,7 +138,7 @@ def test_every_option(case: str) -> None:
 @pytest.mark.parametrize("rho", [0.5, 0.4])
 def test_small_and_large_gradients(scale: float, rho: float) -> None:
     values = normal(*SHAPES, seed=100)
-    group, oracle = Group(values, rho=rho), Oracle(values, rho=rho)
+    group, oracle = Group(values, fim_rho=rho), Oracle(values, fim_rho=rho)
     for t in range(4):
         grads = normal(*SHAPES, seed=t, scale=scale)
         group.step(grads)
@@ -218,7 +218,7 @@ def test_states_of_low_precision() -> None:
 
 
 def test_states_stay_finite_in_float16() -> None:
-    group = Group([torch.ones(3)], torch.float16, torch.float16, clip=None, eps=0.0, rho=1.0)
+    group = Group([torch.ones(3)], torch.float16, torch.float16, clip=None, eps=0.0, fim_rho=1.0)
     group.step([torch.tensor([1e-6, 1e4, 1.0])])
     assert group.momentums[0].tolist() == [
         torch.finfo(torch.float16).max,
@@ -432,7 +432,7 @@ def test_finite_gradients_never_give_nan(eps_mode: str, rho: float, dtype: torch
     row = torch.tensor([min(x, torch.finfo(dtype).max) for x in EXTREMES], dtype=dtype)
     mixed = torch.stack([row, -row.roll(3), row.flip(0)])
     values = [*torch.ones(len(EXTREMES), 3, dtype=dtype)[::3], torch.ones_like(mixed), mixed]
-    group = Group(values, beta1=0.99, beta2=0.5, eps=eps, rho=rho, eps_mode=eps_mode)
+    group = Group(values, beta1=0.99, beta2=0.5, eps=eps, fim_rho=rho, eps_mode=eps_mode)
     sizes = row
     for t in range(3):
         group.step([*sizes[::3, None].expand(-1, 3), mixed.roll(t, 1), -mixed])
@@ -597,8 +597,13 @@ def test_a_capture_refuses_what_would_be_copied(accepting: None) -> None:
 
 
 def test_refusals(accepting: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    published = {"momentum": "natural", "decay": "natural", "correct_momentum": False, "differentiable": False}
-    for name, value in (("momentum", "gradient"), ("decay", "decoupled"), ("correct_momentum", True)):
+    published = {
+        "momentum_mode": "natural",
+        "decay_mode": "natural",
+        "correct_momentum": False,
+        "differentiable": False,
+    }
+    for name, value in (("momentum_mode", "gradient"), ("decay_mode", "decoupled"), ("correct_momentum", True)):
         assert f"has {name}=" in str(refusal([], [], [], [], [], {**published, name: value}))
     assert refusal([], [], [], [], [], {**published, "differentiable": True}) == "it has no autograd"
 
@@ -735,12 +740,14 @@ def test_the_compiler_takes_the_published_step(capability: int, compiled: Compil
 def test_the_compiler_takes_the_options(case: str, compiled: Compile, tmp_path: Any) -> None:
     amp = {"grad_scale": torch.ones(()), "found_inf": torch.ones(())}
     if case == "bfloat16":
-        group = Group([torch.ones(5000, dtype=torch.bfloat16)], capturable=True, rho=0.3, lr=torch.tensor(0.1))
+        group = Group([torch.ones(5000, dtype=torch.bfloat16)], capturable=True, fim_rho=0.3, lr=torch.tensor(0.1))
         kernels = compiled(90, group, stochastic_rounding=True, maximize=True, **amp)
         assert accesses(kernels["apply_kernel"])["st.global.v4.b32"] == 3
         assert {"fim_weights_kernel", "address_kernel", "metric_kernel REDO"} <= kernels.keys()
     elif case == "scaled":
-        group = Group(normal((5000,), (3,)), torch.bfloat16, torch.float16, eps_mode="scaled", rho=1.0, weight_decay=0)
+        group = Group(
+            normal((5000,), (3,)), torch.bfloat16, torch.float16, eps_mode="scaled", fim_rho=1.0, weight_decay=0
+        )
         group.steps[0] += 1
         kernels = compiled(90, group, **amp)
         assert accesses(kernels["gradient_kernel"])["ld.global.v4.b32"] == 2

@@ -23,11 +23,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clip 0.5": ({"clip": 0.5}, {"c": 0.5}),
     "clip 2": ({"clip": 2.0}, {"c": 2.0}),
     "no clip": ({"clip": None}, {"c": math.inf}),
-    "rho 0.25": ({"rho": 0.25}, {"rho": 0.25}),
-    "rho 0.7": ({"rho": 0.7}, {"rho": 0.7}),
-    "rho 1": ({"rho": 1.0}, {"rho": 1.0}),
+    "rho 0.25": ({"fim_rho": 0.25}, {"rho": 0.25}),
+    "rho 0.7": ({"fim_rho": 0.7}, {"rho": 0.7}),
+    "rho 1": ({"fim_rho": 1.0}, {"rho": 1.0}),
     "eps large": ({"eps": 0.5}, {"eps": 0.5}),
-    "eps large, rho 1": ({"eps": 0.5, "rho": 1.0}, {"eps": 0.5, "rho": 1.0}),
+    "eps large, rho 1": ({"eps": 0.5, "fim_rho": 1.0}, {"eps": 0.5, "rho": 1.0}),
     "eps 0": ({"eps": 0.0}, {"eps": 0.0}),
     "eps2 large": ({"eps": 1.0, "eps2": 3.0}, {"eps": 1.0, "eps2": 3.0}),
     "betas": ({"betas": (0.5, 0.9)}, {"beta1": 0.5, "beta2": 0.9}),
@@ -67,7 +67,7 @@ def test_float32_small_and_large_gradients(path: str, scale: float, rho: float) 
     def gradients(t: int) -> Sequence[Tensor]:
         return tensors(torch.float32, seed=t, scale=scale)
 
-    run(FAdam(params, lr=0.01, weight_decay=0.1, rho=rho, **PATHS[path]), params, gradients, 60)
+    run(FAdam(params, lr=0.01, weight_decay=0.1, fim_rho=rho, **PATHS[path]), params, gradients, 60)
     expected = run_reference(values, gradients, 60, eta=0.01, lam=0.1, rho=rho)
     for p, theta in zip(params, expected, strict=True):
         torch.testing.assert_close(p.detach().double(), theta, rtol=1e-5, atol=2e-6)
@@ -175,8 +175,8 @@ def test_finite_gradients_never_give_nan(
     for eps, correct in ((1e-8, False), (1e-30, True), (0.0, False)):
         params = leaves([*torch.ones(len(EXTREMES), 3, dtype=dtype), torch.ones_like(mixed), mixed])
         opt = FAdam(
-            params, betas=(0.99, 0.5), eps=eps, rho=rho, eps_mode=eps_mode, momentum=momentum, correct_momentum=correct,
-            weight_decay=0.1, **PATHS[path],
+            params, betas=(0.99, 0.5), eps=eps, fim_rho=rho, eps_mode=eps_mode, momentum_mode=momentum,
+            correct_momentum=correct, weight_decay=0.1, **PATHS[path],
         )  # fmt: skip
         sizes = row
         for t in range(6):
@@ -205,7 +205,10 @@ def test_tiny_gradients_with_a_large_weight_keep_the_clipped_decay(path: str) ->
 def test_a_gradient_that_is_not_finite_is_not_hidden(path: str, bad: float, momentum: str, clip: float | None) -> None:
     (p,) = params = leaves([torch.ones(3)])
     run(
-        FAdam(params, momentum=momentum, clip=clip, **PATHS[path]), params, lambda t: [torch.tensor([1.0, bad, 1.0])], 1
+        FAdam(params, momentum_mode=momentum, clip=clip, **PATHS[path]),
+        params,
+        lambda t: [torch.tensor([1.0, bad, 1.0])],
+        1,
     )
     assert not p[1].isfinite()
 
@@ -230,7 +233,7 @@ def test_functional_form_is_the_class(path: str) -> None:
     for t in range(1, 6):
         fadam(
             others, tensors(torch.float32, seed=t), *states, counts, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8,
-            eps2=0.01, clip=1.0, rho=0.5, weight_decay=1e-3, **PATHS[path],
+            eps2=0.01, clip=1.0, fim_rho=0.5, weight_decay=1e-3, **PATHS[path],
         )  # fmt: skip
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p.detach(), q, rtol=0, atol=0)

@@ -107,7 +107,13 @@ def test_backends_draw_the_same_bits_for_shards(backend: str) -> None:
         for i, offset in zip(indices, offsets, strict=True)
     ]
     make: Any = {"foreach": ForeachBackend, "cpu": CpuBackend, "cuda": CudaBackend}[backend]
-    options = {"momentum": "natural", "decay": "natural", "correct_momentum": False, "maximize": False, "rho": 0.5}
+    options = {
+        "momentum_mode": "natural",
+        "decay_mode": "natural",
+        "correct_momentum": False,
+        "maximize": False,
+        "fim_rho": 0.5,
+    }
     with interpreted():
         make(
             params, [torch.full((100,), 0.5) for _ in offsets], momentums, fims, steps, **EXACT, **options, eps2=0.0,
@@ -124,7 +130,7 @@ def test_the_kernels_draw_the_same_bits_in_every_layout() -> None:
     grads = [torch.full(x.shape, 0.5) for x in values]
     with interpreted():
         CudaBackend(
-            values, grads, *states, [torch.ones(()) for _ in values], **EXACT, eps2=0.0, rho=0.5, beta1=0.0,
+            values, grads, *states, [torch.ones(()) for _ in values], **EXACT, eps2=0.0, fim_rho=0.5, beta1=0.0,
             beta2=0.999, stochastic_rounding=True,
         ).run()  # fmt: skip
     torch.testing.assert_close(values, expected, rtol=0, atol=0)

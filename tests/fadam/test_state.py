@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fadam import FAdam
-from fadam.optimizer import _DEFAULTS, initial_state
+from fadam.optimizer import initial_state
+from fadam.options import DEFAULTS, RENAMED
 from tests.fadam.cases import PATHS, leaves, run, tensors
 
 DTYPES = [
@@ -108,6 +109,48 @@ def test_loading_casts_nothing_and_shares_nothing() -> None:
         assert loaded.data_ptr() != opt.state[p][name].data_ptr()
 
 
+WIDE, NARROW = torch.float32, torch.bfloat16
+# Of the parameter and of the option, where it was saved and where it is loaded; what comes, and whether it warns.
+LOADED = [
+    ((NARROW, None), (WIDE, WIDE), WIDE, False),
+    ((NARROW, None), (WIDE, None), WIDE, False),
+    ((NARROW, WIDE), (NARROW, None), WIDE, False),
+    ((NARROW, WIDE), (NARROW, NARROW), NARROW, True),
+    ((NARROW, NARROW), (WIDE, None), NARROW, False),
+    ((WIDE, None), (NARROW, None), WIDE, False),
+    ((WIDE, None), (WIDE, NARROW), NARROW, True),
+    ((WIDE, torch.float16), (WIDE, NARROW), NARROW, True),
+    ((WIDE, NARROW), (WIDE, WIDE), WIDE, False),
+]
+
+
+@pytest.mark.parametrize(("saved", "built", "dtype", "warns"), LOADED)
+@pytest.mark.parametrize("name", ["momentum", "fim"])
+def test_a_dtype_asked_for_wins_over_the_saved_one(
+    name: str,
+    saved: tuple[torch.dtype, torch.dtype | None],
+    built: tuple[torch.dtype, torch.dtype | None],
+    dtype: torch.dtype,
+    warns: bool,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    params = leaves([torch.linspace(-1, 1, 5, dtype=saved[0])])
+    opt = FAdam(params, **{f"{name}_dtype": saved[1]})
+    run(opt, params, lambda t: [torch.linspace(t, 3, 5)], 3)
+    others = leaves([x.detach().to(built[0]) for x in params])
+    other = FAdam(others, **{f"{name}_dtype": built[1]})
+    other.load_state_dict(through_file(opt.state_dict()))
+    assert other.param_groups[0][f"{name}_dtype"] == (built[1] or saved[1])
+    state = other.state[others[0]][name]
+    torch.testing.assert_close(state, opt.state[params[0]][name].to(dtype), rtol=0, atol=0)
+    assert [str(w.message) for w in recwarn] == [
+        f"FAdam: the loaded {name} states are narrowed from {saved[1] or saved[0]} to {dtype}, the {name}_dtype that "
+        "this optimizer was built with; build it without to keep them"
+    ] * warns
+    run(other, others, lambda t: [torch.ones(5)], 1)
+    assert other.state[others[0]][name].dtype == dtype
+
+
 def test_hooks_on_loading_see_and_change_what_is_loaded() -> None:
     params = leaves([torch.ones(3)])
     opt = FAdam(params, fim_dtype=torch.float64)
@@ -130,19 +173,55 @@ def test_hooks_on_loading_see_and_change_what_is_loaded() -> None:
     torch.testing.assert_close(other.state[others[0]]["fim"], 2 * opt.state[params[0]]["fim"])
 
 
-@pytest.mark.parametrize("missing", [k for k in _DEFAULTS if k != "lr"])
+@pytest.mark.parametrize("missing", [k for k in DEFAULTS if k != "lr"])
 def test_a_checkpoint_without_a_newer_option_loads(missing: str) -> None:
     params = leaves([torch.ones(3)])
     opt = FAdam(params)
     run(opt, params, lambda t: [torch.ones(3)], 2)
     old = opt.state_dict()
     del old["param_groups"][0][missing]
-    other = FAdam(others := leaves(params), rho=1.0)
+    other = FAdam(others := leaves(params), fim_rho=1.0)
     other.load_state_dict(old)
-    assert other.param_groups[0][missing] == _DEFAULTS[missing]
+    assert other.param_groups[0][missing] == DEFAULTS[missing]
     run(opt, params, lambda t: [torch.ones(3)], 1)
     run(other, others, lambda t: [torch.ones(3)], 1)
     assert_same(opt, other)
+
+
+def with_old_names(state_dict: dict[str, Any]) -> dict[str, Any]:
+    for group in state_dict["param_groups"]:
+        for old, name in RENAMED.items():
+            group[old] = group.pop(name)
+    return state_dict
+
+
+def test_a_checkpoint_with_the_old_names_loads() -> None:
+    params = leaves(tensors())
+    switches: dict[str, Any] = {"momentum_mode": "gradient", "decay_mode": "decoupled", "fim_rho": 0.7}
+    opt = FAdam(params, **switches)
+    run(opt, params, lambda t: tensors(seed=t), 2)
+    others = leaves(params)
+    loaded = FAdam(others)
+    loaded.load_state_dict(with_old_names(opt.state_dict()))
+    pickled = copy.deepcopy(opt)
+    with_old_names({"param_groups": pickled.param_groups})
+    for old, name in RENAMED.items():
+        pickled.defaults[old] = pickled.defaults.pop(name)
+    pickled = pickle.loads(pickle.dumps(pickled))
+    assert pickled.defaults == opt.defaults
+    assert_same(opt, loaded)
+    assert_same(opt, pickled)
+    run(opt, params, lambda t: tensors(seed=t + 2), 2)
+    run(loaded, others, lambda t: tensors(seed=t + 2), 2)
+    assert_same(opt, loaded)
+
+
+def test_an_old_checkpoint_whose_option_was_written_over_is_refused() -> None:
+    opt = FAdam([torch.ones(3)])
+    old = with_old_names(opt.state_dict())
+    old["param_groups"][0]["momentum"] = 0.8
+    with pytest.raises(ValueError, match=r"momentum=0\.8 is not allowed; .* where there is no momentum_mode"):
+        opt.load_state_dict(old)
 
 
 def test_a_state_of_another_optimizer_is_refused() -> None:
@@ -154,7 +233,7 @@ def test_a_state_of_another_optimizer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"parameter 0 has \['exp_avg', 'exp_avg_sq', 'step'\]"):
         opt.load_state_dict(adamw.state_dict())
     assert not opt.state
-    assert opt.param_groups[0]["rho"] == 0.5
+    assert opt.param_groups[0]["fim_rho"] == 0.5
 
 
 def test_a_parameter_without_state_yet_loads() -> None:

@@ -17,9 +17,15 @@ from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
 
 SWITCHES: list[dict[str, Any]] = [
     {},
-    {"eps_mode": "scaled", "correct_momentum": True, "rho": 0.7},
-    {"eps_mode": "fixed", "momentum": "gradient", "decay": "decoupled", "correct_momentum": True, "clip": None},
-    {"momentum": "gradient", "maximize": True, "momentum_dtype": torch.float32, "fim_dtype": torch.bfloat16},
+    {"eps_mode": "scaled", "correct_momentum": True, "fim_rho": 0.7},
+    {
+        "eps_mode": "fixed",
+        "momentum_mode": "gradient",
+        "decay_mode": "decoupled",
+        "correct_momentum": True,
+        "clip": None,
+    },
+    {"momentum_mode": "gradient", "maximize": True, "momentum_dtype": torch.float32, "fim_dtype": torch.bfloat16},
 ]
 
 
@@ -123,7 +129,7 @@ def test_schedulers(path: str, name: str) -> None:
         run(plain, others, lambda _, t=t: tensors(seed=t), 1)
         scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
     assert len(set(rates)) > 1
-    assert opt.param_groups[0]["momentum"] == "natural"
+    assert opt.param_groups[0]["momentum_mode"] == "natural"
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
@@ -241,7 +247,7 @@ def test_a_step_count_on_the_wrong_device_is_refused() -> None:
         fadam(
             [torch.empty(2, device="meta")], [torch.empty(2, device="meta")], [torch.empty(2, device="meta")],
             [torch.empty(2, device="meta")], [torch.zeros(())], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps2=0.01,
-            clip=1.0, rho=0.5, weight_decay=0.0, capturable=True,
+            clip=1.0, fim_rho=0.5, weight_decay=0.0, capturable=True,
         )  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from tests.fadam.cases import PATHS, leaves, run, tensors
 
 TURNED_BACK: dict[str, Any] = {
     "eps_mode": "fixed",
-    "momentum": "gradient",
-    "decay": "decoupled",
+    "momentum_mode": "gradient",
+    "decay_mode": "decoupled",
     "correct_momentum": True,
     "clip": None,
 }
@@ -73,12 +73,12 @@ def in_plain_python(theta: list[float], gradients: list[list[float]], **options:
         second = [beta2 * second[i] + (1 - beta2) * g[i] ** 2 for i in size]
         e = {"adaptive": min(eps, eps2 * rms(g)), "scaled": eps * min(1.0, rms(g)), "fixed": eps}[options["eps_mode"]]
         d = [(second[i] / (1 - beta2**t)) ** rho + e ** (2 * rho) for i in size]
-        incoming = g if options["momentum"] == "gradient" else clipped([g[i] / d[i] for i in size])
+        incoming = g if options["momentum_mode"] == "gradient" else clipped([g[i] / d[i] for i in size])
         average = [beta1 * average[i] + (1 - beta1) * incoming[i] for i in size]
         step = [v / (1 - beta1**t) for v in average] if options["correct_momentum"] else average
-        if options["momentum"] == "gradient":
+        if options["momentum_mode"] == "gradient":
             step = clipped([step[i] / d[i] for i in size])
-        if options["decay"] == "decoupled":
+        if options["decay_mode"] == "decoupled":
             theta = [(1 - lr * lam) * v for v in theta]
             theta = [theta[i] - lr * step[i] for i in size]
         else:
@@ -108,8 +108,8 @@ def test_every_combination_against_plain_python(path: str, eps: float) -> None:
         options: dict[str, Any] = {
             "eps": eps,
             "eps_mode": eps_mode,
-            "momentum": momentum,
-            "decay": decay,
+            "momentum_mode": momentum,
+            "decay_mode": decay,
             "correct_momentum": correct_momentum,
             "clip": clip,
         }
@@ -123,7 +123,12 @@ def test_every_switch_changes_the_result() -> None:
     """Otherwise an ablation would compare a thing with itself."""
     results = []
     for eps_mode, momentum, decay, correct_momentum, clip in ROAD:
-        options = {"eps_mode": eps_mode, "momentum": momentum, "decay": decay, "correct_momentum": correct_momentum}
+        options = {
+            "eps_mode": eps_mode,
+            "momentum_mode": momentum,
+            "decay_mode": decay,
+            "correct_momentum": correct_momentum,
+        }
         results.append(tuple(in_plain_python([1.0, -2.0, 0.5], GRADIENTS, eps=0.15, clip=clip, **options)))
     assert len(set(results)) == len(ROAD)
 

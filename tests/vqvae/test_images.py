@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
 import struct
 import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -28,7 +32,7 @@ from experiments.vqvae.decode import (
     decode,
 )
 from experiments.vqvae.rcc import ResourceFile, UnreadableResource
-from experiments.vqvae.store import SPLITS, Cut, Division, Source, Store, build, divide
+from experiments.vqvae.store import ELSEWHERE, SAME, SPLITS, Cut, Division, Source, Store, build, divide
 from scripts import prepare_images
 from tests.vqvae.conftest import encoded, picture
 from tests.vqvae.conftest import sources as made_up
@@ -144,6 +148,13 @@ def test_shrinking_takes_means() -> None:
     assert (tiles == 50).all()
 
 
+def test_large_photographs_are_scaled_to_about_the_same_side() -> None:
+    cut = Cut(8, "grid", shrink=2, short_side=20)
+    # 90 pixels become 18 with the factor 5, 40 become 20 with 2; a smaller image is halved all the same.
+    for side, tiles in ((90, 4), (40, 4), (36, 4), (16, 1)):
+        assert len(cut.tiles(np.asarray(picture(0, side, side)))[0]) == tiles
+
+
 def test_flat_tiles_are_left_out_by_channel() -> None:
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, :4] = (200, 30, 90)  # one colour: flat, however different its channels
@@ -198,24 +209,68 @@ def test_store_holds_the_tiles_and_the_problems(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
+def lines_of(store: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (store / "sources.jsonl").read_text().splitlines()]
+
+
 def test_no_image_lies_in_two_splits(tmp_path: Path) -> None:
     copies = [Source(f"copy-{s.name}", s.read) for s in made_up(30)[:10]]
-    build(tmp_path / "store", "x", [*made_up(30), *copies], Cut(8, "grid"), Division(0.2, 0.2, per_image=6))
-    lines = [json.loads(line) for line in (tmp_path / "store/sources.jsonl").read_text().splitlines()]
+    images = [*made_up(30), *copies]
+    manifest = build(tmp_path / "store", "x", images, Cut(8, "grid"), Division(0.2, 0.2, per_image=6))
+    assert manifest["sources"] == {"train": 18, "val": 6, "test": 6}
+    assert manifest["problems"][SAME] == 10
+    assert manifest["problem_names"][SAME][0] == "copy-0.png: as 0.png"
     splits: dict[str, set[str]] = {}
-    for line in lines:
+    own: dict[str, list[int]] = {}
+    for line in lines_of(tmp_path / "store"):
         splits.setdefault(line["sha256"], set()).add(line["split"])
-    assert len(splits) == 30
+        own.setdefault(line["sha256"], []).extend(range(line["first"], line["first"] + line["tiles"]))
     assert all(len(s) == 1 for s in splits.values())
-    names = [next(iter(s)) for s in splits.values()]
-    assert [names.count(s) for s in SPLITS] == [18, 6, 6]
     store = Store(tmp_path / "store")
-    for line in lines:
-        own = np.arange(line["first"], line["first"] + line["tiles"])
-        for split in SPLITS:
-            shared = np.intersect1d(own, store.rows(split))
-            expected = 0 if split != line["split"] else 25 if split == "train" else 6
-            assert len(shared) == expected
+    for image, (split,) in splits.items():
+        for other in SPLITS:
+            shared = np.intersect1d(own[image], store.rows(other))
+            assert len(shared) == (0 if other != split else len(own[image]) if split == "train" else 6)
+        assert len(np.unique(store.images[own[image]])) == 1
+
+
+def test_copies_in_another_size_or_format_stay_together(tmp_path: Path) -> None:
+    large = [picture(seed, 120, 90, noise=15) for seed in range(30)]
+    files = [Source(f"{i}.png", partial(encoded, image)) for i, image in enumerate(large)]
+    small = [Source(f"{i}-small.png", partial(encoded, large[i].resize((80, 60)))) for i in range(5)]
+    jpeg = [Source(f"{i}.jpg", partial(encoded, large[i], "JPEG")) for i in range(4, 8)]
+    manifest = build(tmp_path / "store", "x", [*small, *files, *jpeg], Cut(8, "grid"), Division(0.3, 0.3))
+    assert manifest["sources"] == {"train": 12, "val": 9, "test": 9}
+    assert manifest["problems"][SAME] == 9
+    by_number: dict[str, set[tuple[int, str]]] = {}
+    for line in lines_of(tmp_path / "store"):
+        number = line["name"].split(".")[0].removesuffix("-small")
+        by_number.setdefault(number, set()).add((line["image"], line["split"]))
+    assert all(len(found) == 1 for found in by_number.values())
+    assert len({image for ((image, _),) in by_number.values()}) == 30
+
+
+def test_an_image_of_two_named_splits_stays_in_the_later_one(tmp_path: Path) -> None:
+    one, two, three, four = (partial(encoded, picture(seed)) for seed in range(4))
+    bmp = partial(encoded, picture(1), "BMP")  # other bytes, the same pixels
+    files = [
+        Source("train/a.png", one, "train"),
+        Source("train/b.bmp", bmp, "train"),
+        Source("val/b.png", two, "val"),
+        Source("val/c.png", three, "val"),
+        Source("test/c.png", three, "test"),
+        Source("test/d.png", four, "test"),
+    ]
+    manifest = build(tmp_path / "store", "x", files, Cut(40, "grid"))
+    assert manifest["sources"] == {"train": 1, "val": 1, "test": 2}
+    assert manifest["tiles"] == {"train": 1, "val": 1, "test": 2}
+    assert manifest["problem_names"][ELSEWHERE] == [
+        "train/b.bmp: as val/b.png in val",
+        "val/c.png: as test/c.png in test",
+    ]
+    store = Store(tmp_path / "store")
+    assert [store.rows(split).tolist() for split in SPLITS] == [[0], [2], [4, 5]]
+    assert store.names(store.images[store.rows("test")].tolist()) == {2: "test/c.png", 3: "test/d.png"}
 
 
 def test_division_depends_on_content_alone() -> None:
@@ -273,6 +328,7 @@ def test_a_store_that_fails_leaves_nothing(tmp_path: Path) -> None:
         (lambda: Cut(2, "grid"), "size must be at least 4, got 2"),
         (lambda: Cut(8, "random"), "mode must be grid or centre, got 'random'"),
         (lambda: Cut(8, "grid", shrink=0), "shrink must be at least 1, got 0"),
+        (lambda: Cut(8, "grid", short_side=9), "short_side must be 0 or at least 16, twice the size, got 9"),
         (lambda: Division(val=0.6, test=0.5), "val and test must be shares whose sum is below 1, got 0.6 and 0.5"),
         (lambda: Division(per_image=0), "per_image must be at least 1, got 0"),
     ],
@@ -345,38 +401,56 @@ def test_content_outside_the_resource_is_refused(tmp_path: Path) -> None:
 # ---- where images come from -----------------------------------------------------------------------------------------
 
 
-def packages(cache: Path) -> None:
-    """The two packages as if they had been fetched."""
-    wallpapers = cache / f"{sources.WALLPAPERS}_1_all"
-    gcompris = cache / f"{sources.GCOMPRIS}_2_all"
-    backgrounds, rcc = wallpapers / "usr/share/backgrounds", gcompris / "usr/share/gcompris-qt/rcc"
-    for folder in (backgrounds, rcc):
-        folder.mkdir(parents=True)
-    for name, folder in ((sources.WALLPAPERS, wallpapers), (sources.GCOMPRIS, gcompris)):
-        (cache / f"{folder.name}.deb").touch()
-        doc = folder / "usr/share/doc" / name
-        doc.mkdir(parents=True)
-        (doc / "copyright").write_text(f"License of {name}")
-    for i in range(6):
-        picture(i, 300, 300, noise=30).save(backgrounds / f"{i}.jpg")
-    for i, activity in enumerate(sources.ACTIVITIES):
-        image = encoded(picture(20 + i, 300, 260, noise=30), "WEBP")
-        files = {"p.webp": (0, image), "README": (0, b"by N."), "x.svg": (0, b"<svg/>")}
-        (rcc / f"{activity}.rcc").write_bytes(resource(files, folder=activity))
+def packages(cache: Path) -> int:
+    """The packages as if they had been fetched; the number of their photographs."""
+    seed = 0
+    for package in sources.PACKAGES:
+        unpacked = cache / f"{package.name}_1_all"
+        share = unpacked / "usr/share"
+        (share / "doc" / package.name).mkdir(parents=True)
+        (share / "doc" / package.name / "copyright").write_text(f"License of {package.name}")
+        (cache / f"{unpacked.name}.deb").touch()
+        for pattern in package.pictures:
+            seed += 1
+            image = picture(seed, 300, 260, noise=30)
+            path = share / package.folder / pattern.replace("*", "one")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".rcc":
+                files = {"p.webp": (0, encoded(image, "WEBP")), "README": (0, b"by N."), "x.svg": (0, b"<svg/>")}
+                files["Gogh.webp"] = (0, encoded(picture(1000 + seed, 300, 260), "WEBP"))
+                path.write_bytes(resource(files, folder=path.stem))
+            else:
+                image.save(path)
+    (share.parent.parent.parent / "mate-backgrounds_1_all/usr/share/doc/mate-backgrounds/AUTHORS.gz").write_bytes(
+        gzip.compress(b"By M.")
+    )
+    return seed
 
 
 def test_photographs_of_the_packages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    packages(tmp_path / ".packages")
+    count = packages(tmp_path / ".packages")
     assert prepare_images.main(["--out", str(tmp_path)]) == 0
     store = Store(tmp_path / "photographs-32")
-    assert store.manifest["origin"] == {"packages": {sources.WALLPAPERS: "1", sources.GCOMPRIS: "2"}}
-    assert sum(store.manifest["sources"].values()) == 13
-    notices = sorted(p.name for p in (store.folder / "attribution").rglob("*.txt"))
-    assert f"{sources.WALLPAPERS}.copyright.txt" in notices
-    assert sum("README" in n for n in notices) == 1 + len(sources.ACTIVITIES)
+    assert store.manifest["origin"] == {"packages": {package.name: "1" for package in sources.PACKAGES}}
+    assert sum(store.manifest["sources"].values()) == count
+    assert all(store.manifest["sources"][split] == round(0.2 * count) for split in ("val", "test"))
+    notices = {
+        p.relative_to(store.folder / "attribution").as_posix() for p in (store.folder / "attribution").rglob("*.txt")
+    }
+    assert {f"{package.name}.copyright.txt" for package in sources.PACKAGES} <= notices
+    assert sum("README" in n for n in notices) == 1 + 8
+    assert (store.folder / "attribution/mate-backgrounds/doc-mate-backgrounds-AUTHORS.txt").read_text() == "By M."
     capsys.readouterr()
     assert prepare_images.main(["--out", str(tmp_path)]) == 0
     assert "is there" in capsys.readouterr().out
+
+
+def test_a_package_with_other_files_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packages(tmp_path / ".packages")
+    next((tmp_path / ".packages").rglob("fog.jpg")).unlink()
+    assert prepare_images.main(["--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "lxqt/wallpapers holds no fog.jpg: lxqt-themes 1 is not as expected" in said
 
 
 def test_without_the_packages_one_sentence_names_the_other_choices(
@@ -391,28 +465,75 @@ def test_without_the_packages_one_sentence_names_the_other_choices(
     assert "--source folder" in said
 
 
-def test_package_lists_of_our_own_where_the_machine_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+class Apt:
+    """Stands for `apt-get` and `dpkg`. `lists`: the machine has package lists; `fails`: packages that cannot be had."""
 
-    def run(command: list[str], cwd: Path) -> str:
-        calls.append(command[-1] if "download" not in command else ("own lists" if "-o" in command else "download"))
+    def __init__(self, lists: bool = True, fails: tuple[str, ...] = ()) -> None:
+        self.lists, self.fails, self.calls = lists, fails, list[str]()
+
+    def __call__(self, command: Sequence[str], cwd: Path) -> str:
+        own = "own " if "-o" in command else ""
+        self.calls.append("update" if "update" in command else f"{own}{command[0]} {Path(command[-1]).name}")
         if "download" in command:
-            if "-o" not in command:
-                raise debian.PackageUnavailable("no lists")
-            (cwd / "p_1_all.deb").touch()
+            if not (self.lists or own) or command[-1] in self.fails:
+                (cwd / f"{command[-1]}_1_all.deb.part").touch()
+                raise debian.PackageUnavailable("no network")
+            (cwd / f"{command[-1]}_1_all.deb").touch()
         if command[0] == "dpkg":
             Path(command[-1]).mkdir()
         return ""
 
-    monkeypatch.setattr(debian, "_run", run)
-    monkeypatch.setattr(debian.shutil, "which", lambda name: name)
-    folder, version = debian.fetch("p", tmp_path / "cache")
-    assert (folder.name, version) == ("p_1_all", "1")
-    assert folder.is_dir()
-    assert calls[:3] == ["download", "update", "own lists"]
-    before = len(calls)
-    debian.fetch("p", tmp_path / "cache")
-    assert len(calls) == before
+
+@pytest.fixture
+def apt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Apt]:
+    def stand_in(**options: Any) -> Apt:
+        found = Apt(**options)
+        monkeypatch.setattr(debian, "_run", found)
+        monkeypatch.setattr(debian.shutil, "which", lambda name: name)
+        return found
+
+    return stand_in
+
+
+def test_package_lists_of_our_own_where_the_machine_has_none(tmp_path: Path, apt: Callable[..., Apt]) -> None:
+    machine, said = apt(lists=False), list[str]()
+    found = debian.fetch(["p", "q"], tmp_path / "cache", said.append)
+    assert {name: (folder.name, version) for name, (folder, version) in found.items()} == {
+        "p": ("p_1_all", "1"), "q": ("q_1_all", "1")
+    }  # fmt: skip
+    assert all(folder.is_dir() for folder, _ in found.values())
+    # The lists are fetched once, not once a package.
+    assert machine.calls[:4] == ["apt-get p", "update", "own apt-get p", "own apt-get q"]
+    assert said == ["fetching the Debian package p (1 of 2)", "fetching the Debian package q (2 of 2)"]
+    before = len(machine.calls)
+    debian.fetch(["p", "q"], tmp_path / "cache", said.append)
+    assert (len(machine.calls), len(said)) == (before, 2)
+
+
+def test_an_interrupted_fetch_goes_on_with_what_is_missing(tmp_path: Path, apt: Callable[..., Apt]) -> None:
+    apt(fails=("q",))
+    with pytest.raises(
+        debian.PackageUnavailable, match=r"^q, r cannot be had here \(no network\); .* download q r`"
+    ) as e:
+        debian.fetch(["p", "q", "r"], tmp_path)
+    assert str(tmp_path) in str(e.value)
+    assert [p.name for p in tmp_path.glob("*.deb")] == ["p_1_all.deb"]
+    machine = apt()
+    debian.fetch(["p", "q", "r"], tmp_path)
+    assert machine.calls[:2] == ["apt-get q", "apt-get r"]
+
+
+def test_a_package_that_cannot_be_unpacked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p_1_all.deb").write_bytes(b"no package")
+
+    def fail(command: Sequence[str], cwd: Path) -> str:
+        raise debian.PackageUnavailable("dpkg failed: not a Debian format archive")
+
+    monkeypatch.setattr(debian, "_run", fail)
+    with pytest.raises(
+        debian.PackageUnavailable, match=r"p_1_all\.deb cannot be unpacked \(dpkg failed: .*remove it and run"
+    ):
+        debian.fetch(["p"], tmp_path)
 
 
 def test_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

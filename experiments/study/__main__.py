@@ -1,0 +1,142 @@
+"""Make the runs of the declared studies, choose hyperparameters between them, and stop comparisons that are decided.
+
+    python -m experiments.study run                  # all studies, two runs at a time
+    python -m experiments.study run llm asr --jobs 1 --minutes 50
+    python -m experiments.study status               # what is done, missing, and the hours left
+    python -m experiments.study plan llm             # every run that is due, as commands
+    python -m experiments.study tuned                # write what was chosen into configs/tuned
+    python -m experiments.study publish              # copy the planned runs' records into results/runs
+
+Each run is `python -m experiments.train` with the words that `plan` prints. What has a record is not run again; what
+was interrupted goes on. A run that fails is tried once more after the others, and then named. Ctrl-C ends; the same
+command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.core.errors import UserError
+from experiments.core.protocol import names, protocol
+from experiments.study.plan import Planner, Run, plan_all, wanted
+from experiments.study.pool import Pool
+from experiments.study.publish import publish
+from experiments.study.results import Results
+from experiments.study.settle import decider, write_tuned
+from experiments.study.status import duration, show
+
+ATTEMPTS = 2
+
+
+def planners(studies: Sequence[str], results: Results) -> list[Planner]:
+    """A planner for each study. Families of comparisons reach over all declared studies, not only over `studies`."""
+    everything = {name: protocol(name) for name in dict.fromkeys([*names(), *studies])}
+    decided = decider(list(everything.values()), results)
+    return [Planner(everything[name], results, decided) for name in studies]
+
+
+def words(run: Run, runs: Path, more: Sequence[str]) -> list[str]:
+    return [*run.words, "progress=line", "logger=none", "multirun=true", f"paths.runs_dir={runs.resolve()}", *more]
+
+
+def run_all(options: argparse.Namespace, results: Results) -> int:
+    """Make runs until none is missing, or time is up."""
+    found = planners(options.studies, results)
+    until = time.monotonic() + 60 * options.minutes if options.minutes else None
+    tried: Counter[Path] = Counter()
+    failures: dict[Path, str] = {}
+
+    def next_run() -> Run | None:
+        if until is not None and time.monotonic() > until:
+            return None
+        candidates = [run for run in wanted(plan_all(found), results) if run.record not in pool.going]
+        for attempt in range(ATTEMPTS):
+            for run in candidates:
+                if tried[run.record] == attempt:
+                    tried[run.record] += 1
+                    return run
+        return None
+
+    pool = Pool(options.jobs, lambda run: words(run, options.runs, options.words))
+    done = 0
+    try:
+        for run, failure in pool.work(next_run):
+            results.forget(run)
+            if not failure and results.of(run) is None:
+                failure = f"it left a record that does not belong to it: {run.record}"
+            if failure:
+                failures[run.record] = failure
+                print(f"failed: {run.record}: {failure}", file=sys.stderr, flush=True)
+            else:
+                done += 1
+                failures.pop(run.record, None)
+                left = len(list(wanted(plan_all(found), results)))
+                print(f"{done} done, {left} due: {run.protocol}, {run.stage}: {run.record}", flush=True)
+    finally:
+        pool.close()
+    for record, failure in failures.items():
+        print(f"failed {ATTEMPTS} times: {record}: {failure.strip().splitlines()[-1]}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("command", choices=("run", "status", "plan", "tuned", "publish"))
+    parser.add_argument("studies", nargs="*", help=f"default: all, {', '.join(names())}")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="root of this machine's records (default: runs)"
+    )
+    parser.add_argument(
+        "--published", type=Path, default=Path("results/runs"), help="records made before (default: results/runs)"
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", nargs="+", default=[], dest="words", metavar="key=value", help="Hydra overrides for every run"
+    )
+    options = parser.parse_intermixed_args(argv)
+    options.studies = options.studies or names()
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    results = Results([options.runs, options.published])
+    try:
+        if options.command == "run":
+            return run_all(options, results)
+        found = planners(options.studies, results)
+        if options.command == "status":
+            show(plan_all(found), results, options.jobs)
+        elif options.command == "publish":
+            published = publish(plan_all(found), options.runs, options.published)
+            for line in published.refused:
+                print(f"refused: {line}", file=sys.stderr)
+            print(
+                f"{published.copied} records published, {published.kept} were there, {len(published.refused)} refused"
+            )
+        elif options.command == "tuned":
+            for path in write_tuned(found, results):
+                print(f"wrote {path}")
+        else:
+            for run in wanted(plan_all(found), results):
+                print(shlex.join(["python", "-m", "experiments.train", *run.words]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
+        return 130
+    return 0
+
+
+__all__ = ["duration", "main"]
+
+if __name__ == "__main__":
+    raise SystemExit(main())
