@@ -203,7 +203,7 @@ def _built(kind: Any, value: Any, where: str) -> Any:
         ConfigError: naming the key that is unknown, missing or of another type.
     """
     origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a mapping, got {value!r}")
         hints = get_type_hints(kind)

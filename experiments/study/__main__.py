@@ -43,7 +43,7 @@ def planners(studies: Sequence[str], results: Results) -> list[Planner]:
 
 
 def words(run: Run, runs: Path, more: Sequence[str]) -> list[str]:
-    return [*run.words, "progress=line", "logger=none", "multirun=true", f"paths.runs_dir={runs.resolve()}", *more]
+    return [*run.words, "progress=line", "logger=none", f"paths.runs_dir={runs.resolve()}", *more]
 
 
 def run_all(options: argparse.Namespace, results: Results) -> int:
