@@ -79,8 +79,8 @@ class SplitScores(nn.Module):
     """All metrics of one split.
 
     Errors are those of photographs, since the tiles of one photograph are no independent samples. Bits per dimension,
-    mean squared error and SSIM of a photograph are means over its tiles; its PSNR is that of its mean squared error. The
-    split's values are means over its photographs, which all weigh the same.
+    mean squared error and SSIM of a photograph are means over its tiles; its PSNR is that of its mean squared error.
+    The split's values are means over its photographs, which all weigh the same.
 
     SSIM follows torchmetrics at the border: Gaussian windows of 11x11 pixels (sigma 1.5) stand on every pixel, and
     where they reach over the border they see the tile mirrored. With windows inside the tile only, as its authors have
