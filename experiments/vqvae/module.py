@@ -6,6 +6,7 @@ import csv
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from omegaconf import DictConfig
@@ -21,6 +22,7 @@ from experiments.vqvae.pictures import codebook_plot, reconstruction_picture
 from experiments.vqvae.quantiser import move_state
 
 PICTURES = 16
+START = 1 << 31  # sets the draw of `start_images` apart from those of the epochs
 COLLAPSED_BELOW = 2.0
 
 
@@ -32,6 +34,8 @@ class ImageModule(TaskModule):
     Args:
         beta: weight of the commitment loss.
         codebook_weight: weight of the codebook loss.
+        start_images: training images, drawn by the data seed, from whose vectors the codebook starts; 0: those of the
+            first quantised batch. The more, the less the codebook depends on which images these are.
         perceptual: in the test, measure LPIPS and rFID where their weights are on this machine.
         others: see `TaskModule`.
 
@@ -46,6 +50,7 @@ class ImageModule(TaskModule):
         *args: Any,
         beta: float = 0.25,
         codebook_weight: float = 1.0,
+        start_images: int = 0,
         perceptual: bool = False,
         **others: Any,
     ) -> None:
@@ -53,6 +58,9 @@ class ImageModule(TaskModule):
         for name, value in (("beta", beta), ("codebook_weight", codebook_weight)):
             if not value >= 0.0:
                 raise ConfigError(f"module.{name} must be at least 0, got {value}")
+        if start_images < 0:
+            raise ConfigError(f"module.start_images must be at least 0, got {start_images}")
+        self.start_images = start_images
         self.beta, self.codebook_weight, self.use_perceptual = beta, codebook_weight, perceptual
         self.scores: Scores | None = None
         self.perplexity = math.inf
@@ -93,6 +101,22 @@ class ImageModule(TaskModule):
             batch_size=len(batch),
         )
         return loss
+
+    @torch.no_grad()
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        quantiser = self.model.quantiser
+        if not self.start_images or not quantiser.starts_next:
+            return
+        tiles = self.data.split("train")
+        drawn = np.random.default_rng([self.data.data_seed, START]).permutation(len(tiles))[: self.start_images]
+        quantiser.eval()  # moves no codes
+        with self.trainer.precision_plugin.forward_context():
+            vectors = [
+                self.model(tiles.__getitems__(part).to(self.device)).vectors
+                for part in np.array_split(drawn, -(-len(drawn) // len(batch)))
+            ]
+        quantiser.train()
+        quantiser.start(torch.cat(vectors))
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Tensor, batch_idx: int) -> None:
         restart = self.model.quantiser.restart_idle()

@@ -24,6 +24,7 @@ from experiments.vqvae.data import ImageData
 from experiments.vqvae.metrics import SplitScores
 from experiments.vqvae.module import ImageModule
 from experiments.vqvae.pictures import GAP, ROWS
+from experiments.vqvae.quantiser import VectorQuantiser
 from tests.core.test_run import break_off_at
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -231,15 +232,27 @@ def test_a_collapsed_run_says_so(tiny) -> None:
     assert record["metrics"]["val/codebook_usage"] == 0.5
 
 
-@pytest.mark.parametrize("optimizer", ["adamw_clip", "fadam"])
-@pytest.mark.parametrize("learning", ["gradient", "ema"])
+# Codes are restarted all the time, on both sides of the break, and start before it or after it.
+BEFORE, AFTER = "model.quantiser.start_after=2", "model.quantiser.start_after=4"
+MANY = ("+module.start_images=30", "model.quantiser.kmeans_seeding=spread", "model.quantiser.restart_below=0.5")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "learning", "options"),
+    [
+        ("adamw_clip", "gradient", (AFTER,)),
+        ("adamw_clip", "ema", (AFTER,)),
+        ("fadam", "gradient", (AFTER,)),
+        ("fadam", "gradient", (BEFORE, *MANY, "model.quantiser.restart_until=7")),
+        ("fadam", "gradient", (AFTER, *MANY)),
+        ("adamw_clip", "ema", (AFTER, *MANY)),
+    ],
+)
 def test_resumed_run_is_the_uninterrupted_one(
-    tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, optimizer: str, learning: str
+    tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, optimizer: str, learning: str, options: tuple[str, ...]
 ) -> None:
-    # Codes are restarted all the time, on both sides of the break.
-    quantiser = (f"learning={learning}", "codes=40", "start_after=4")
     common = ("experiment=vqvae_cpu", f"optimizer={optimizer}", "trainer.max_steps=9", "eval_every=3")
-    common += tuple(f"model.quantiser.{option}" for option in quantiser)
+    common += (f"model.quantiser.learning={learning}", "model.quantiser.codes=40", *options)
     cfg = tiny(*common)
     whole = run.execute(cfg)
     last = Path(cfg.paths.run_dir) / "last.ckpt"
@@ -259,6 +272,24 @@ def test_resumed_run_is_the_uninterrupted_one(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert resumed["metrics"] == whole["metrics"]
     assert resumed["seen"] == whole["seen"]
+
+
+def test_codebooks_start_from_the_same_images_for_every_optimizer(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    original = VectorQuantiser.start
+
+    def spy(quantiser: VectorQuantiser, vectors: torch.Tensor) -> None:
+        assert int(quantiser.batches) == 0
+        given.append(vectors)
+        original(quantiser, vectors)
+
+    monkeypatch.setattr(VectorQuantiser, "start", spy)
+    for optimizer, seed, data_seed in (("fadam", 1, 1), ("adamw_clip", 1, 1), ("fadam", 1, 2)):
+        seeds = (f"seed={seed}", f"data_seed={data_seed}", f"trial=t{data_seed}")
+        run.execute(tiny("experiment=vqvae_cpu", f"optimizer={optimizer}", "+module.start_images=10", *seeds))
+    assert [tuple(v.shape) for v in given] == [(10, 4, 4, 4)] * 3
+    assert torch.equal(given[0], given[1])
+    assert not torch.equal(given[0], given[2])
 
 
 def test_restarts_reach_the_optimizer(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +314,7 @@ def test_restarts_reach_the_optimizer(tiny, monkeypatch: pytest.MonkeyPatch) -> 
     ("overrides", "words"),
     [
         (("experiment=vqvae_cpu", "module.beta=-1"), "module.beta must be at least 0, got -1"),
+        (("experiment=vqvae_cpu", "+module.start_images=-1"), "module.start_images must be at least 0, got -1"),
         (
             ("experiment=vqvae_cpu_vit", "model.image_size=32"),
             "model.image_size must be 16, the size of the images, got 32",
