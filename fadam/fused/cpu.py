@@ -224,7 +224,7 @@ class CpuBackend:
 
     def _alike(self, *lists: list[Tensor]) -> tuple[list[Tensor], ...]:
         """The lists, with copies where the four tensors do not lie in memory alike and densely."""
-        if all(map(Tensor.is_contiguous, chain(*lists))) and not any(map(Tensor.is_neg, lists[1])):
+        if all(map(Tensor.is_contiguous, chain(*lists))) and not any(map(Tensor.is_neg, chain(*lists))):
             return lists
         for i, four in enumerate(zip(*lists, strict=True)):
             strides = dense_strides(four[0])

@@ -342,7 +342,7 @@ def test_a_state_of_the_shape_before_a_transposition_is_refused(path: str) -> No
     p.grad = None
     p.data = p.data.t().contiguous()
     before = p.detach().clone()
-    with pytest.raises(RuntimeError, match="its parameter's shape|must match the size"):
+    with pytest.raises(RuntimeError, match=r"its parameter's shape|must match the size"):
         run(opt, params, lambda t: [torch.ones(3, 2)], 1)
     torch.testing.assert_close(p.detach(), before, rtol=0, atol=0)
 
