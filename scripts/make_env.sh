@@ -26,5 +26,5 @@ fi
 pip() { "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off -q "$@"; }
 
 say "Installing into $venv: about 6 GB, most of it torch; a few minutes."
-pip -c constraints.txt -e ".[experiments,speech,bench,dev]"
+pip -c constraints.txt -e ".[experiments,speech,bench,examples,dev]"
 say "Installed."
