@@ -19,8 +19,8 @@ from examples.fisher.common import Domain
 from experiments.llm.model import LanguageModel
 
 DOMAIN: Domain = "speech"
-CHARACTERS = 16_384  # of training text
-PRECISIONS = (10.0, 100.0, 1e3, 1e4)  # of the prior
+CHARACTERS = 4096  # of training text: 128 sequences
+PRECISIONS = (1.0, 10.0, 100.0, 1e3, 1e4)  # of the prior
 DRAWS = 10  # weights drawn from the posterior for a prediction
 BINS = 10
 

@@ -75,7 +75,8 @@ class Softmax:
         return (self.inputs @ theta.view(self.classes, -1).T).softmax(-1)  # (N, K)
 
     def loss(self, theta: Tensor) -> Tensor:
-        return -self.probabilities(theta).log().gather(-1, self.targets[:, None]).mean()
+        wrong: Tensor = -self.probabilities(theta).log().gather(-1, self.targets[:, None])
+        return wrong.mean()
 
     def gradients(self, theta: Tensor) -> Tensor:
         """(N, K D): (p - e_y) x^T."""

@@ -47,9 +47,9 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SEED = 1
 BATCHES = (2, 8)  # samples of a training step
 BETAS2 = (0.9, 0.99, 0.999)
-STAGES = (10, 40, 160)  # optimizer steps
+STAGES = (10, 32, 100)  # optimizer steps
 WARMUP = 10
-SAMPLES = 64  # of each pass, half of them for each of the two true ones
+SAMPLES = 48  # of each pass, half of them for each of the two true ones
 ENTRIES = 4096  # of a layer, for its rank correlation
 BASE = ("trainer=cpu", "optimizer=fadam", f"seed={SEED}", "logger=none")
 
@@ -87,7 +87,8 @@ def _ctc(model: Any, batch: Any) -> Tensor:
     features, lengths, targets, target_lengths, symbols = batch
     log_probs, frames = model(features, lengths)
     losses = F.ctc_loss(log_probs.transpose(0, 1), targets, frames, target_lengths, blank=0, reduction="none")
-    return losses / symbols
+    per_symbol: Tensor = losses / symbols
+    return per_symbol
 
 
 def _speech_samples(batch: SpeechBatch) -> tuple[Tensor, ...]:
@@ -120,8 +121,9 @@ def _tokens_draw(model: Any, batch: Any, generator: torch.Generator) -> Any:
 def _image_training(module: Any, images: Tensor) -> Tensor:
     output = module.model(images)
     q = output.quantised
-    loss: Tensor = module.nll(output, images).mean() + module.codebook_weight * q.codebook_loss
-    return loss + module.beta * q.commitment_loss
+    codes: Tensor = module.codebook_weight * q.codebook_loss + module.beta * q.commitment_loss
+    nll: Tensor = module.nll(output, images).mean()
+    return nll + codes
 
 
 def _image_loss(model: Any, batch: Any) -> Tensor:
@@ -197,8 +199,8 @@ def layers(fim: Mapping[str, Tensor], left_out: str) -> dict[str, Tensor]:
 
 def ranks(x: Tensor) -> Tensor:
     """Places (N,) of the elements, the mean of them where elements are equal."""
-    _, inverse, counts = x.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
+    _, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)
+    ends: Tensor = counts.cumsum(0).double()
     return (ends - (counts - 1) / 2)[inverse]
 
 
@@ -260,6 +262,7 @@ def pool(task: Task, n: int, extra: Sequence[str] = ()) -> Any:
         task, n, 1, (*extra, "data_seed=999", *(("data.batch_seconds=1e6",) if task.name == "asr" else ()))
     )
     data = run.build_data(cfg)
+    data.prepare_data()
     data.setup("fit")
     return task.samples(next(iter(data.train_dataloader())))
 
@@ -285,7 +288,7 @@ def train(task: Task, batch: int, stages: Sequence[int], n: int, extra: Sequence
     }  # fmt: skip
     for step, items in enumerate(itertools.islice(data.train_dataloader(), max(stages)), 1):
         optimizer.zero_grad()
-        task.training(module, items).backward()
+        torch.autograd.backward(task.training(module, items))
         for twin in twins.values():
             for copied, p in zip(twin.param_groups[0]["params"], model.parameters(), strict=True):
                 copied.grad = p.grad
