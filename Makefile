@@ -97,6 +97,7 @@ tables: $(READY) ## make tables, figures, verdicts and the README's tables from 
 	@$(PY) -m experiments.analysis.pictures vqvae
 	@$(PY) -m experiments.analysis.study_tables
 	@$(PY) -m experiments.analysis.theory
+	@$(PY) -m experiments.theory.knows
 	@$(PY) -m experiments.analysis.verdicts
 	@$(PY) -m experiments.analysis.summary
 
@@ -105,6 +106,13 @@ report: $(READY) ## make results/report.html, one page with everything, from the
 
 check-report: $(READY) ## look at the page in a headless Chromium or Chrome, which must be installed
 	@$(PY) -m experiments.analysis.check_report results/report.html
+
+.PHONY: fisher
+fisher: $(READY) data-asr data-llm data-vqvae ## what the optimizer knows: four uses and its size (about 10 minutes of one core)
+	@$(PY) -m examples.fisher
+	@$(PY) -m experiments.theory.closed_forms
+	@$(PY) -m experiments.theory.tasks
+	@$(PY) -m experiments.theory.knows
 
 .PHONY: push
 push: $(READY) ## push the run records, and offline runs, to Weights & Biases

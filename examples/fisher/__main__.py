@@ -12,6 +12,7 @@ import json
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: --seeds={options.seeds} is not allowed; --seeds must be {said}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap takes attention sample by sample
     for use in options.uses or USES:
         record(Path(options.out) / f"{use}.json", use, seeds)
     return 0

@@ -60,7 +60,8 @@ class LinearGaussian:
         return (self.inputs.square() * r.square()[:, None]).mean(0) / self.sigma**4
 
     def best(self) -> Tensor:
-        return torch.linalg.lstsq(self.inputs, self.targets[:, None]).solution[:, 0]
+        solution: Tensor = torch.linalg.lstsq(self.inputs, self.targets[:, None]).solution
+        return solution[:, 0]
 
 
 @dataclass(frozen=True)

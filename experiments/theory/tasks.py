@@ -24,6 +24,7 @@ import json
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,8 +201,8 @@ def layers(fim: Mapping[str, Tensor], left_out: str) -> dict[str, Tensor]:
 def ranks(x: Tensor) -> Tensor:
     """Places (N,) of the elements, the mean of them where elements are equal."""
     _, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)
-    ends: Tensor = counts.cumsum(0).double()
-    return (ends - (counts - 1) / 2)[inverse]
+    places: Tensor = counts.cumsum(0).double() - (counts - 1) / 2
+    return places[inverse]
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
@@ -326,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: TASK={unknown[0]} is not allowed; TASK must be one of {', '.join(TASKS)}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap takes attention sample by sample
     path = Path(options.out)
     kept: dict[str, Any] = {
         "schema": 1, "command": "python -m experiments.theory.tasks", "settings": settings(),
