@@ -97,7 +97,6 @@ tables: $(READY) ## make tables, figures, verdicts and the README's tables from 
 	@$(PY) -m experiments.analysis.pictures vqvae
 	@$(PY) -m experiments.analysis.study_tables
 	@$(PY) -m experiments.analysis.theory
-	@$(PY) -m experiments.theory.knows
 	@$(PY) -m experiments.analysis.verdicts
 	@$(PY) -m experiments.analysis.summary
 

@@ -139,7 +139,9 @@ def diagonal_fim(
           that of `FimInfo.window` batches.
         - The factor is too large where the mean gradient counts, :math:`B \bar g^2 \gtrsim \bar F`: early in
           training, and with batches beyond the critical size. The result is then :math:`\bar F + (B - 1) \bar g^2`.
-          `results/tables/fisher.md` has measurements.
+          Measured on a small classifier (`results/theory/fisher.json`): the median of f_t B over the empirical FIM is
+          0.96 to 1.05 for B from 1 to 64 once it has trained for 300 steps, and 0.9 to 1.7 at step 30, where the steps
+          before, with larger gradients, add to it. `make fisher` measures it on three tasks.
         - Samples that are not independent (frames of one utterance, pixels of one image) add up otherwise: the factor
           is then the number of independent ones, and lies below B.
         - A model that is confident and right on its training data has gradients near 0 there: the empirical FIM

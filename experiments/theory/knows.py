@@ -2,8 +2,8 @@
 
     python -m experiments.theory.knows [--records results/fisher] [--out results]
 
-It writes tables/fisher.md, figures/fisher.{png,svg} and figures/fisher_pruning.{png,svg}. `section` and `headline` give
-the report and the README their texts.
+It writes tables/fisher.md, figures/fisher.{png,svg}, figures/fisher_pruning.{png,svg} and the README's paragraph.
+`section` is the report's text.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ MEASURES = {
 }
 METHODS = {"free": "free", "empirical": "empirical", "true": "true"}
 TASKS = {"asr": "speech", "llm": "language", "vqvae": "images"}
+TOY = Path("results/theory/fisher.json")
+BEGIN, END = "<!-- begin: Fisher information, made by `make fisher` -->", "<!-- end -->"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
@@ -44,17 +46,19 @@ class MissingRecordError(Exception):
     """A record that a table needs is not there."""
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """The records by name.
+def load(folder: Path, toy: Path = TOY) -> dict[str, Any]:
+    """The records by name; `toy` is that of `experiments.theory.fisher`.
 
     Raises:
         MissingRecordError: one is missing or of another schema, with the command that makes it.
     """
     commands = {use: f"python -m examples.fisher {use}" for use in USES}
     commands |= {name: f"python -m experiments.theory.{name}" for name in ("tasks", "closed_forms")}
+    paths = {name: folder / f"{name}.json" for name in commands} | {"toy": toy}
+    commands["toy"] = "python -m experiments.theory.fisher"
     found = {}
     for name, command in commands.items():
-        path = folder / f"{name}.json"
+        path = paths[name]
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if record.get("schema") != 1:
             raise MissingRecordError(f"{path} is missing or of another schema: make it with {command}")
@@ -225,6 +229,23 @@ def factor_sentences(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def toy_sentence(record: Mapping[str, Any], likelihood: str = "categorical") -> str:
+    """The same on the toy problem of `experiments.theory.fisher`, from its record."""
+    cases = [c for c in record["cases"] if c["likelihood"] == likelihood]
+    first = min(int(c["step"]) for c in cases)
+
+    def spread(chosen: Sequence[Mapping[str, Any]]) -> str:
+        found = [c["batch"] * c["moment_empirical"]["ratio"] for c in chosen]
+        return f"{min(found):.2f} to {max(found):.2f}"
+
+    early, late = ([c for c in cases if (c["step"] == first) == at_first] for at_first in (True, False))
+    batches = sorted({int(c["batch"]) for c in cases})
+    return (
+        f"On the toy problem (C10), {likelihood} likelihood, batches of {batches[0]} to {batches[-1]}: the median ratio "
+        f"is {spread(late)} from step {min(int(c['step']) for c in late)} on, and {spread(early)} at step {first}."
+    )
+
+
 def headline(records: Records) -> str:
     """The README's paragraph."""
     gain, loss = words(records, "free", "identity"), words(records, "free", "true")
@@ -283,7 +304,7 @@ def section(records: Records) -> str:
         f"that step, what the "
         "docstring says that the ratio becomes there.",
         "",
-        *(f"- {sentence}" for sentence in factor_sentences(records["tasks"])),
+        *(f"- {sentence}" for sentence in (*factor_sentences(records["tasks"]), toy_sentence(records["toy"]))),
         "",
         "![Ratio and rank correlation along training](../figures/fisher.png)",
         "",
@@ -317,6 +338,19 @@ def page(records: Records) -> str:
     )
     text = section(records).replace("## What the optimizer knows\n", f"# What the optimizer knows\n\n{made}\n", 1)
     return text.replace("\n### ", "\n## ")
+
+
+def insert(readme: str, paragraph: str) -> str:
+    """The README with the paragraph between its marks.
+
+    Raises:
+        MissingRecordError: it has no such marks.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise MissingRecordError(f"the README has no place for the paragraph: {BEGIN} and, behind it, {END}")
+    return f"{before}{begin}\n{paragraph}\n{end}{after}"
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -408,9 +442,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--records", default="results/fisher", help="default: %(default)s")
     parser.add_argument("--out", default="results", help="folder of tables/ and figures/ (default: %(default)s)")
+    parser.add_argument("--toy", default=str(TOY), help="record of experiments.theory.fisher (default: %(default)s)")
+    parser.add_argument("--readme", default="README.md", help="gets the headline (default: %(default)s)")
     options = parser.parse_args(argv)
+    readme = Path(options.readme)
     try:
-        records = load(Path(options.records))
+        records = load(Path(options.records), Path(options.toy))
+        headed = insert(readme.read_text(encoding="utf-8"), headline(records))
     except MissingRecordError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -418,6 +456,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_whole(out / "tables" / "fisher.md", page(records))
     save(tasks_figure(records["tasks"]), out / "figures" / "fisher")
     save(pruning_figure(records["pruning"]), out / "figures" / "fisher_pruning")
+    write_whole(readme, headed)
     print(table(USES_HEADER, uses_rows(records)))
     print(f"wrote {out / 'tables' / 'fisher.md'} and figures")
     return 0
