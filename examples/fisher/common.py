@@ -46,19 +46,19 @@ class Trained(NamedTuple):
 
 @functools.cache
 def text(domain: Domain, role: Role) -> Tensor:
-    """Characters (N,) int64 of the State of the Union speeches, or of the modules of Python's standard library; one
+    """Characters (N,) uint8 of the State of the Union speeches, or of the modules of Python's standard library; one
     file of ten validates and one tests."""
     modules = sorted(Path(os.__file__).parent.glob("*.py"))
     files = Speeches(eval_speeches=1).files() if domain == "speech" else modules
     numbers = {"val": [3], "test": [7]}.get(role, [0, 1, 2, 4, 5, 6, 8, 9])
     kept = [read_utf8(file) for i, file in enumerate(files) if i % 10 in numbers]
-    return torch.tensor(list("\n".join(kept).encode("ascii", "replace")))
+    return torch.frombuffer(bytearray("\n".join(kept).encode("ascii", "replace")), dtype=torch.uint8)
 
 
 def sequences(characters: Tensor, n: int, generator: torch.Generator) -> Batch:
     """Random sequences: inputs and targets (n, LENGTH)."""
     starts = torch.randint(len(characters) - LENGTH, (n, 1), generator=generator)
-    rows = characters[starts + torch.arange(LENGTH + 1)]  # (n, T + 1)
+    rows = characters[starts + torch.arange(LENGTH + 1)].long()  # (n, T + 1)
     return rows[:, :-1], rows[:, 1:]
 
 

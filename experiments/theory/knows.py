@@ -241,8 +241,9 @@ def toy_sentence(record: Mapping[str, Any], likelihood: str = "categorical") -> 
     early, late = ([c for c in cases if (c["step"] == first) == at_first] for at_first in (True, False))
     batches = sorted({int(c["batch"]) for c in cases})
     return (
-        f"On the toy problem (C10), {likelihood} likelihood, batches of {batches[0]} to {batches[-1]}: the median ratio "
-        f"is {spread(late)} from step {min(int(c['step']) for c in late)} on, and {spread(early)} at step {first}."
+        f"On the toy problem (C10), {likelihood} likelihood, batches of {batches[0]} to {batches[-1]}: the median "
+        f"ratio is {spread(late)} "
+        f"from step {min(int(c['step']) for c in late)} on, and {spread(early)} at step {first}."
     )
 
 
