@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fadam.foreach import ForeachBackend
+from fadam.metric import fake
 
 # Where torch's multi-tensor kernels are real ones; elsewhere they are a loop over tensors and gain nothing.
 _FOREACH_DEVICES = ("cuda", "xpu")
+# Where fused=None takes the fused implementation. Not yet on CUDA devices: its kernels have run in Triton's interpreter
+# only, and no run on a GPU stands in results/bench.
+_BY_DEFAULT = ("cpu",)
+_PLAIN = (Tensor, torch.nn.Parameter)
 # Imported at the first step that could use them: Triton and a compiler cost seconds.
 _FUSED = {"cpu": ("fadam.fused.cpu", "CpuBackend"), "cuda": ("fadam.fused.cuda", "CudaBackend")}
 
@@ -88,6 +94,23 @@ def is_ablation(options: Mapping[str, Any]) -> bool:
     return bool(changed)
 
 
+class Unseen:
+    """The fused step of tensors that are not there (FakeTensorMode): it writes in place and takes no memory."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def run(self) -> None:
+        pass
+
+
+class Taken(NamedTuple):
+    """Which implementation steps some tensors."""
+
+    path: str  # "fused", "foreach" or "single"
+    reason: str  # why it is not the fused one, or ""
+
+
 def choose(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -99,28 +122,82 @@ def choose(
     fused: bool | None,
     differentiable: bool,
     options: Mapping[str, Any],
-) -> Callable[..., Backend] | None:
+) -> Callable[..., Any] | None:
     """The implementation for these tensors of one device; None is the single-tensor loop.
 
     Raises:
         RuntimeError: if `fused` is true and cannot be had, with the reason.
     """
+    lists = params, grads, momentums, fims, steps
+    taken = take_path(*lists, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
+    if taken.path != "fused":
+        return ForeachBackend if taken.path == "foreach" else None
+    if fake(params[0]):
+        return Unseen
+    module, name = fused_backend(params[0].device.type)
+    backend: Callable[..., Backend] = getattr(module, name)
+    return backend
+
+
+def take_path(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentums: Sequence[Tensor],
+    fims: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    foreach: bool | None,
+    fused: bool | None,
+    differentiable: bool,
+    options: Mapping[str, Any],
+) -> Taken:
+    """What `choose` chooses, and why; where a default does without the fused implementation for something that this
+    machine lacks, a warning says so once.
+
+    Raises:
+        RuntimeError: as `choose`.
+    """
     if differentiable:
-        return None
+        return Taken("single", "differentiable=True")
     if foreach is not None and not fused:
-        return ForeachBackend if foreach else None
+        return Taken("foreach" if foreach else "single", f"foreach={foreach}")
     device = params[0].device.type
-    plain = {type(p) for p in params} <= {Tensor, torch.nn.Parameter}
-    # A graph compiler does its own fusing and cannot look into ours.
-    if fused is not False and not is_ablation(options) and not torch.compiler.is_compiling():
-        reason = "it takes plain tensors only"
-        if plain:
-            refused = fused_refusal(params, grads, momentums, fims, steps, options, device)
-            if refused is None:
-                module, name = fused_backend(device)
-                backend: Callable[..., Backend] = getattr(module, name)
-                return backend
-            reason = refused
-        if fused:
-            raise RuntimeError(f"FAdam: fused=True is not available: {reason}")
-    return ForeachBackend if plain and device in _FOREACH_DEVICES else None
+    plain = all(type(p) in _PLAIN or fake(p) for p in params)
+    other = "foreach" if plain and device in _FOREACH_DEVICES else "single"
+    if fused is False:
+        return Taken(other, "fused=False")
+    if is_ablation(options):
+        return Taken(other, "it does the published algorithm only")
+    if torch.compiler.is_compiling():
+        return Taken(other, "a compiler does its own fusing")
+    if fused is None and device not in _BY_DEFAULT:
+        return Taken(
+            other, "it is not the default on other devices than the CPU; fused=True takes it where there is one"
+        )
+    if not plain:
+        reason: str | None = "it takes plain tensors only"
+    elif fake(params[0]):
+        reason = None if fused else "the tensors are fake ones"
+    else:
+        reason = fused_refusal(params, grads, momentums, fims, steps, options, device)
+    if reason is None:
+        return Taken("fused", "")
+    if fused:
+        raise RuntimeError(f"FAdam: fused=True is not available: {reason}")
+    if plain and not fake(params[0]):
+        lacking = fused_refusal([], [], [], [], [], options, device)
+        if lacking is not None:
+            _warn_once(other, lacking)
+    return Taken(other, reason)
+
+
+@functools.cache
+def _warn_once(path: str, lacking: str) -> None:
+    loop = "single-tensor loop" if path == "single" else "multi-tensor implementation"
+    warnings.warn(
+        f"FAdam: the {loop} takes the step on the CPU, many times slower than the fused implementation, because "
+        f"{lacking}. What would help: a C++ compiler such as g++, at the first step only, or the environment variable "
+        "FADAM_CACHE with a folder that holds the library already compiled for this processor. fused=False takes the "
+        "loop without this warning; FAdam.paths() tells which one is taken.",
+        stacklevel=2,
+    )

@@ -46,6 +46,11 @@ class ForeachBackend:
         numels = [p.numel() for p in params] if numels is None else numels
         offsets = [0] * len(params) if offsets is None else offsets
         indices = range(len(params)) if indices is None else indices
+        # Kernels on lists do not write to what is negated by a note only.
+        resolved = [[x.resolve_neg() for x in list_] for list_ in (params, momentums, fims)]
+        before, after = [*params, *momentums, *fims], [x for list_ in resolved for x in list_]
+        self._noted = [(x, y) for x, y in zip(before, after, strict=True) if x is not y]
+        params, momentums, fims = resolved
         self._undo = Undo(found_inf, params, momentums, fims)
         lists: tuple[Sequence[Any], ...] = params, grads, momentums, fims, steps, numels, offsets, indices
         self._parts = [
@@ -57,7 +62,7 @@ class ForeachBackend:
     def run(self) -> None:
         for part in self._parts:
             part.apply(*part.metric(part.gradient_norms()))
-        self._undo()
+        self._finish()
 
     def gradient_sums(self) -> Tensor:
         return self._stack([part.gradient_norms() for part in self._parts])
@@ -71,7 +76,12 @@ class ForeachBackend:
         ns, ws = (row.unbind() for row in metric_sums.sqrt().unbind())
         for part in self._parts:
             part.apply([ns[i] for i in part.index], [ws[i] for i in part.index])
+        self._finish()
+
+    def _finish(self) -> None:
         self._undo()
+        for original, copy in self._noted:
+            original.copy_(copy)
 
     def _stack(self, norms: list[Norms]) -> Tensor:
         """The parts' norms squared, in the order of the tensors; 0 where a part has none."""

@@ -27,6 +27,7 @@ from fadam.metric import (
     natural,
     stochastic_bfloat16,
     store,
+    traced,
     working_dtype,
 )
 
@@ -148,7 +149,7 @@ def begin(
         raise ValueError(f"FAdam: fused=True and {other}=True are two implementations; choose one")
     if options["stochastic_rounding"] and differentiable:
         raise ValueError("FAdam: stochastic_rounding=True has no autograd; use it with differentiable=False")
-    if found_inf is not None and found_inf.is_cpu and not torch.compiler.is_compiling():
+    if found_inf is not None and found_inf.is_cpu and not traced(found_inf):
         if found_inf.item() != 0:
             return []
         found_inf = None
@@ -181,7 +182,7 @@ def begin(
         by_device.setdefault(params[i].device, []).append(i)
     for device, index in by_device.items():
         tensors = (
-            [_as_real(params[i]) for i in index],
+            [as_real(params[i]) for i in index],
             [_resolved(grads[i]) for i in index],
             [momentums[i] for i in index],
             [fims[i] for i in index],
@@ -198,7 +199,11 @@ def begin(
 
 def take(tasks: Sequence[Task]) -> None:
     """Step the plain tensors, and then the sharded ones of all tasks together."""
-    shares = [share for task in tasks if (share := task()) is not None]
+    shares = []
+    for task in tasks:  # no comprehension with a walrus, which breaks a compiler's graph
+        share = task()
+        if share is not None:
+            shares.append(share)
     if shares:
         from fadam.sharding import finish
 
@@ -229,6 +234,11 @@ def is_sharded(param: Tensor) -> bool:
     return module is not None and isinstance(param, module.DTensor)
 
 
+def local_part(x: Tensor) -> Tensor:
+    """What this process holds of it."""
+    return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
 def amp_tensors(
     device: torch.device, steps: Sequence[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> dict[str, Tensor | None]:
@@ -248,7 +258,7 @@ def amp_tensors(
 
 def count_up(steps: list[Tensor]) -> None:
     """t, in place."""
-    if steps[0].is_cpu and not torch.compiler.is_compiling():
+    if steps[0].is_cpu and not traced(steps[0]):
         # Else the number is made a tensor for each of them.
         torch._foreach_add_(steps, torch.ones((), dtype=torch.float32, device="cpu"), alpha=1.0)
     else:
@@ -284,7 +294,7 @@ def _resolved(grad: Tensor) -> Tensor:
     return (torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad).resolve_neg()
 
 
-def _as_real(x: Tensor) -> Tensor:
+def as_real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 

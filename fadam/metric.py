@@ -8,6 +8,7 @@ that nothing here waits for a device.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,10 +38,21 @@ def rms(x: Tensor) -> Tensor:
     return norm / math.sqrt(x.numel())
 
 
+def fake(x: Tensor) -> bool:
+    """Whether it stands for a tensor that is not there, as in memory estimators (FakeTensorMode)."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(x, module.FakeTensor)
+
+
+def traced(x: Tensor) -> bool:
+    """Whether the numbers in it are not to be had: where a compiler makes a graph, and in a fake tensor."""
+    return torch.compiler.is_compiling() or fake(x)
+
+
 def count(step: Tensor, capturable: bool) -> Scalar:
     """t as a host number, so that its powers cost no kernels; as a tensor where a graph is to be replayed or the
     count lives on a device."""
-    if capturable or not step.is_cpu or torch.compiler.is_compiling():
+    if capturable or not step.is_cpu or traced(step):
         return step.to(norm_dtype(step.device))
     return step.item()
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from fadam.backend import fused_refusal, is_ablation
-from fadam.functional import Task, begin, is_sharded, take
+from fadam.backend import Taken, fused_refusal, is_ablation, take_path
+from fadam.functional import Task, as_real, begin, is_sharded, local_part, take
 from fadam.options import DEFAULTS, DTYPES, Checked, checked_options, refuse_old, refuse_unknown, renew, to_save
 
 STATE_KEYS = ("step", "momentum", "fim")
@@ -74,11 +74,12 @@ class FAdam(Optimizer):
             gradient, as for torch's own optimizers. Not together with ``foreach=True`` or ``fused=True``.
         momentum_dtype: dtype of the momentum state, or its name ("bfloat16"); None is the parameter's.
         fim_dtype: dtype of the FIM state, or its name; None is the parameter's.
-        fused: use the fused implementation: Triton kernels on CUDA devices, on the host C++ that is compiled
-            at the first step of this machine and user and kept (see :mod:`fadam.fused.cpu`). It passes over
-            memory as few times as there is a way to, and holds no copies. None takes it where it can be had,
-            unless `foreach` is given, and quietly does without where not: without Triton or a compiler, on
-            other devices, for dtypes it does not know. True fails there, with the reason. It does the
+        fused: use the fused implementation: on the host C++ that is compiled at the first step of this machine
+            and user and kept (see :mod:`fadam.fused.build`), on CUDA devices Triton kernels, which have run in
+            Triton's interpreter and not yet on a GPU. It passes over memory as few times as there is a way to,
+            and holds no copies. None takes it on the CPU where it can be had, unless `foreach` is given, and does
+            without where not: for dtypes it does not know, and without a compiler and a library that is ready,
+            which a warning tells once; :meth:`paths` tells it at any time. True fails there, with the reason. It does the
             published algorithm with any numbers and any `eps_mode`; groups with another `momentum_mode`,
             `decay_mode` or `correct_momentum` take one of the other implementations, whatever is asked for, and so does
             a step under ``torch.compile``. They agree to rounding errors, not bit for bit.
@@ -242,9 +243,14 @@ class FAdam(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state and the groups' options, dtypes among them as their names: what gathers state dicts from several
         processes knows numbers, strings and tensors only."""
-        state_dict: dict[str, Any] = super().state_dict()
-        for group in state_dict["param_groups"]:
-            group.update(to_save(group))
+
+        def named(_: Optimizer, packed: dict[str, Any]) -> None:
+            for group in packed["param_groups"]:
+                group.update(to_save(group))
+
+        # Before the hooks of others, which may return whatever they like.
+        with self.register_state_dict_post_hook(named, prepend=True):
+            state_dict: dict[str, Any] = super().state_dict()
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -268,9 +274,10 @@ class FAdam(Optimizer):
             for group in final["param_groups"]:
                 renew(options := dict(group))
                 checked_options(options)
-            for key, entry in final["state"].items():
-                missing = [name for name in STATE_KEYS if name not in entry]
-                if missing:
+            # What stands under other keys than the parameters' is somebody else's, and is kept.
+            for key in [key for group in final["param_groups"] for key in group["params"] if key in final["state"]]:
+                entry = final["state"][key]
+                if any(name not in entry for name in STATE_KEYS):
                     raise ValueError(
                         f"FAdam: the state of parameter {key} has {sorted(entry)}, not {sorted(STATE_KEYS)}; "
                         "it is not a state of FAdam"
@@ -295,8 +302,7 @@ class FAdam(Optimizer):
                 if key not in loaded["state"]:
                     continue
                 saved, state = loaded["state"][key], self.state[param]
-                step = saved["step"] if isinstance(saved["step"], Tensor) else torch.tensor(saved["step"], device="cpu")
-                state["step"] = step.to(_step_device(param, group), torch.float32, copy=True).reshape(())
+                state["step"] = _step_count(saved["step"], param, group)
                 for name in ("momentum", "fim"):
                     dtype = dtypes[f"{name}_dtype"] or _kept_dtype(saved[name], param, group[f"{name}_dtype"])
                     if torch.promote_types(saved[name].dtype, dtype) != dtype:
@@ -345,6 +351,50 @@ class FAdam(Optimizer):
         take(tasks)
         return loss
 
+    @torch.no_grad()
+    def paths(self) -> list[dict[str, Taken]]:
+        """Which implementation would step each group's parameters now, by the type of their device, and why it is not
+        the fused one where it is not: ``[{"cpu": Taken(path="single", reason="there is no C++ compiler ...")}]``.
+
+        Nothing is changed, but the C++ may be compiled. Gradients that are not there are taken for ones like their
+        parameters.
+
+        Raises:
+            RuntimeError: for ``fused=True`` where that cannot be had.
+        """
+        found: list[dict[str, Taken]] = []
+        for group, options in zip(self.param_groups, self._options(), strict=True):
+            by_device: dict[str, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.numel() > 0:
+                    by_device.setdefault(p.device.type, []).append(p)
+            found.append({device: self._path(params, options) for device, params in by_device.items()})
+        return found
+
+    def _path(self, params: list[Tensor], options: Mapping[str, Any]) -> Taken:
+        rows: list[list[Tensor]] = []
+        for p in params:
+            real = as_real(local_part(p.detach()))
+            grad = real if p.grad is None else as_real(local_part(p.grad))
+            state = self.state.get(p, {})
+            if "step" in state:
+                row = [local_part(state[name]) for name in ("momentum", "fim", "step")]
+            elif options["capturable"]:  # where the strides of the states matter
+                row = [initial_state(real, options)[name] for name in ("momentum", "fim", "step")]
+            else:
+                one, dtypes = real.new_ones(()), (options["momentum_dtype"], options["fim_dtype"])
+                row = [*(one.to(dtype or one.dtype).expand(real.shape) for dtype in dtypes)]
+                row.append(one.to(_step_device(p, options), torch.float32))
+            rows.append([real, grad, *row])
+        taken = take_path(
+            *zip(*rows, strict=True),
+            **{name: options[name] for name in ("foreach", "fused", "differentiable")},
+            options=options,
+        )
+        if taken.path == "single" and any(map(is_sharded, params)):  # which the loop does not know
+            return Taken("foreach", taken.reason)
+        return taken
+
     def _options(self) -> list[dict[str, Any]]:
         """Those of each group, checked."""
         if torch.compiler.is_compiling():  # the groups hold constants of the graph then
@@ -360,6 +410,8 @@ class FAdam(Optimizer):
         for p, state in zip(params, states, strict=True):
             if "step" not in state:  # others may have put something there
                 state.update(initial_state(p, options))
+            elif not isinstance(state["step"], Tensor) or state["step"].dtype != torch.float32:
+                state["step"] = _step_count(state["step"], p, options)
         indices = None
         if options["stochastic_rounding"]:  # whether others have gradients must not matter
             indices = [i for i, p in enumerate(group["params"], first) if p.grad is not None]
@@ -426,6 +478,12 @@ def _kept_dtype(state: Tensor, param: Tensor, option: torch.dtype | None) -> tor
 def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:
     # On the host, a step count costs no kernel; but a scaler's found_inf, which may take a step back, is on the device.
     return param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+
+
+def _step_count(count: Any, param: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """A number or tensor of any dtype as a new state `step`."""
+    step = count if isinstance(count, Tensor) else torch.tensor(count, device="cpu")
+    return step.to(_step_device(param, group), torch.float32, copy=True).reshape(())
 
 
 def _check_shapes(name: object, param: Tensor, state: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fadam.metric import traced
+
 DEFAULTS: dict[str, Any] = {
     "lr": 1e-3,
     "betas": (0.9, 0.999),
@@ -95,7 +97,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     checked = {name: _plain(options[name]) for name in DEFAULTS}
     lr = checked["lr"] = checked_rate(checked["lr"])
-    if isinstance(lr, Tensor) and not lr.is_meta and not 0 <= lr.item() < math.inf:
+    if isinstance(lr, Tensor) and not lr.is_meta and not traced(lr) and not 0 <= lr.item() < math.inf:
         raise _refusal("lr", lr, _RATE)
 
     betas = checked["betas"]

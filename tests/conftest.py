@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
 
-from experiments.core import resolvers as resolvers
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 TEST_CONFIGS = ROOT / "tests" / "configs"
 
-Compose = Callable[..., DictConfig]
+Compose = Callable[..., "DictConfig"]
 
 
 @pytest.fixture
 def compose_config(tmp_path: Path) -> Iterator[Compose]:
     """`compose_config("experiment=asr_cpu", ...)`: the config of a run whose folders lie in `tmp_path`."""
+    # Here, so that the optimizer's tests need torch alone.
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    from experiments.core import resolvers as resolvers
+
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
 

@@ -6,19 +6,18 @@ challenger. It is looked at after `looks` pairs, e.g. (12, 20, 40), and asked tw
 - superiority: is the mean difference other than 0 (two-sided), and in which direction;
 - equivalence: is it between -matters and +matters (two one-sided tests, TOST; Schuirmann 1987).
 
-More looks give chance more occasions. So the level is spent over the looks by the O'Brien-Fleming type function of Lan and
-DeMets (1983): little at first, most at the last. The boundaries are those of a normal process; as nominal significance
-levels they are held against Student's t tests (Jennison and Turnbull 2000, section 11.5, "significance level approach").
-A test's sequential p is the smallest level at which it would have crossed its boundary at some look so far (Liu and
-Anderson 2008). It falls or stays from look to look. Under the null it is at most u with probability at most u, whenever
-one stops and why. Holm's correction of a family's sequential p's is valid for the same reason, with comparisons at
-different looks or not begun (p = 1): what is rejected once stays rejected when more pairs come (Maurer and Bretz 2013).
+More looks give chance more occasions. So the level is spent over the looks by the O'Brien-Fleming type function of Lan
+and DeMets (1983): little at first, most at the last. Boundaries are those of a normal process; as nominal significance
+levels they are held against Student's t tests (the significance level approach of Jennison and Turnbull 2000). A test's
+sequential p is the smallest level at which it would have crossed its boundary at some look so far (Liu and Anderson
+2008). It falls or stays from look to look. Under the null it is at most u with probability at most u, whenever one
+stops and why. Families of comparisons, words and verdicts: families.py. Planning: power.py.
 
-Diverged runs are infinitely bad: a difference of inf (the baseline diverged), -inf (the challenger) or nan (both). A mean
-says nothing then, so as long as one is among the pairs looked at:
+Diverged runs are infinitely bad: a difference of inf (the baseline diverged), -inf (the challenger) or nan (both). A
+mean says nothing then, so as long as one is among the pairs looked at:
 
-- superiority is tested by the exact signed-rank test, in which infinite differences outrank all others. Two diverged runs
-  are equally bad: a tie, which that test leaves out. A zero in a t test would make the arms look alike instead;
+- superiority is tested by the exact signed-rank test, in which infinite differences outrank all others. Two diverged
+  runs are equally bad: a tie, which that test leaves out. A zero in a t test would make the arms look alike instead;
 - the arm that diverged more often is not called better, whatever its other runs did: its mean is infinitely bad;
 - the arms are not equivalent. The difference of a diverged run is not smaller than anything.
 """
@@ -26,8 +25,8 @@ says nothing then, so as long as one is among the pairs looked at:
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -38,8 +37,7 @@ from scipy.stats import rankdata  # type: ignore[import-untyped,unused-ignore]
 
 Array = NDArray[np.float64]
 Looks = tuple[int, ...]
-Word = Literal["better", "worse", "equivalent", "undecided"]
-ALPHA = 0.05  # of a family, for each of the two questions
+ALPHA = 0.05  # for each of the two questions
 _NODES = 96  # of the integrals; 64 give the same to 1e-11
 _LEVELS = np.linspace(-6.0, 3.0, 91)  # one-sided levels of the tables, as normal quantiles: 1e-9 to 0.9987
 
@@ -48,9 +46,9 @@ _LEVELS = np.linspace(-6.0, 3.0, 91)  # one-sided levels of the tables, as norma
 
 
 def spending(level: ArrayLike, fraction: ArrayLike) -> Array:
-    """What a one-sided test at `level` has spent at `fraction` of its pairs: 2 - 2 Phi(z(1 - level/2) / sqrt(fraction)).
+    """What a one-sided test at `level` has spent at `fraction` of its pairs; the arguments broadcast.
 
-    Lan and DeMets (1983), alpha*_1, the O'Brien-Fleming type. The arguments broadcast.
+    2 - 2 Phi(z(1 - level/2) / sqrt(fraction)): Lan and DeMets (1983), alpha*_1, the O'Brien-Fleming type.
     """
     return np.asarray(2 * ndtr(ndtri(np.asarray(level) / 2) / np.sqrt(fraction)))
 
@@ -70,11 +68,11 @@ def check_looks(looks: Sequence[int]) -> Looks:
     """`looks` as a tuple.
 
     Raises:
-        ValueError: they do not increase from 2 or more, or the first is below a twentieth of the last: its level could not
-            be told from 0.
+        ValueError: they do not increase from 2 or more, or the first is below a twentieth of the last (its level could
+            not be told from 0).
     """
     looks = tuple(int(n) for n in looks)
-    if not looks or looks[0] < 2 or any(b <= a for a, b in zip(looks, looks[1:], strict=False)):
+    if not looks or looks[0] < 2 or any(b <= a for a, b in itertools.pairwise(looks)):
         raise ValueError(f"looks must be numbers of pairs that increase from 2 or more, got {looks}")
     if looks[0] * 20 < looks[-1]:
         raise ValueError(f"the first look must not come before a twentieth of the last, got {looks}")
@@ -89,8 +87,8 @@ def _nominal_levels(looks: Looks, level: float) -> tuple[float, ...]:
 def _boundary(looks: Looks, levels: Array) -> Array:
     """(A,) one-sided levels -> (A, K) normal quantiles of the nominal levels.
 
-    The process is a Brownian motion on the information fractions; its density among the tests not yet stopped is carried
-    from look to look by Gauss-Legendre integration (Armitage, McPherson and Rowe 1969), all levels at once.
+    The process is a Brownian motion on the information fractions. Its density among the tests not yet stopped is
+    carried from look to look by Gauss-Legendre integration (Armitage, McPherson and Rowe 1969), all levels at once.
     """
     roots, weights = np.polynomial.legendre.leggauss(_NODES)
     time = np.asarray(looks) / looks[-1]
@@ -133,8 +131,8 @@ def sequential_p(p: ArrayLike, looks: Sequence[int]) -> Array:
         p: (..., k) one-sided p's of the first k of the `looks`.
 
     Returns:
-        (..., k), at least 1e-9. The nominal levels rise with the overall level at every look (tests check it), so that each
-        p has one overall level; this is inverted, and the least taken over the looks so far.
+        (..., k), at least 1e-9. The nominal levels rise with the overall level at every look (tests check it): each p
+        has one overall level. This is looked up, and the least taken over the looks so far.
     """
     p = np.asarray(p, dtype=np.float64)
     levels = np.empty_like(p)
@@ -169,10 +167,10 @@ def paired(challenger: Sequence[float], baseline: Sequence[float], mode: Literal
 
 
 def one_sided(differences: ArrayLike, null: float = 0.0) -> tuple[Array, Array]:
-    """p's of the one-sided tests that the mean of (..., n) differences is above `null`, and that it is below: each (...).
+    """One-sided p's, each (...), that the mean of (..., n) differences is above `null`, and that it is below.
 
-    Student's t test; with diverged runs as this module says, and both p's 1 unless `null` is 0. Differences that are all
-    equal have p = 0 and 1, or 1 and 1 where they are `null`.
+    Student's t test. With diverged runs `signed_rank` for a `null` of 0, else 1 and 1. Differences that are all equal
+    have p = 0 and 1, or 1 and 1 where they are `null`.
     """
     d = np.asarray(differences, dtype=np.float64)
     rows, n = np.atleast_2d(d), d.shape[-1]
@@ -185,10 +183,10 @@ def one_sided(differences: ArrayLike, null: float = 0.0) -> tuple[Array, Array]:
 
 
 def signed_rank(differences: Array) -> tuple[float, float]:
-    """Exact one-sided p's of Wilcoxon's signed-rank test of (n,) differences, infinite ones included: above 0, below 0.
+    """Exact one-sided p's of Wilcoxon's signed-rank test of (n,) differences, infinite ones too: above 0, below 0.
 
-    All 2^n signs of the ranks are counted, so that ties, as infinite differences are, stay exact (scipy's exact test does
-    without ties). Zeros and nan, where both runs diverged, are left out. The arm that diverged more often is not better.
+    All 2^n signs of the ranks are counted, so that it is exact with ties, which infinite differences are (scipy's is
+    not). Zeros and nan, where both diverged, are left out. The arm that diverged more often is not better: p = 1.
     """
     d = differences[(differences != 0) & ~np.isnan(differences)]
     ranks = np.rint(2 * rankdata(np.abs(d))).astype(int)  # twice the rank: a whole number with ties, too
@@ -205,8 +203,7 @@ def repeated_interval(differences: ArrayLike, looks: Sequence[int], alpha: float
     """Repeated confidence interval of the mean of (n,) finite differences, n one of the `looks`.
 
     Two-sided at 1 - alpha over all looks together (Jennison and Turnbull 1989): true also at the look at which a
-    comparison stopped. At 2 alpha it is the interval that lies within +-matters where TOST at alpha finds equivalence at
-    this look.
+    comparison stopped. At 2 alpha it lies within +-matters where TOST at alpha finds equivalence at this look.
 
     Raises:
         ValueError: n is not one of the looks.
@@ -231,8 +228,8 @@ class Evidence(NamedTuple):
 def evidence(differences: ArrayLike, looks: Sequence[int], matters: float) -> Evidence:
     """Evidence of (..., n) paired differences at those `looks` that have their pairs; pairs beyond a look wait.
 
-    With a single look these are the p's of the paired t test and of TOST. A divergence that comes later takes back what it
-    contradicts (see the module's last three points); nothing else does.
+    With a single look these are the p's of the paired t test and of TOST. A later divergence takes back what it
+    contradicts (the module's last two points); nothing else does.
 
     Raises:
         ValueError: see `check_looks`; `matters` is not positive.
@@ -257,122 +254,3 @@ def evidence(differences: ArrayLike, looks: Sequence[int], matters: float) -> Ev
         np.where(better <= worse, 1.0, -1.0),
         np.where(diverged, 1.0, equivalent),
     )
-
-
-# --- families
-
-
-def holm(p: ArrayLike) -> Array:
-    """Holm's adjusted p's over the last axis of (..., m).
-
-    As statsmodels' `multipletests(method="holm")`, which collects garbage at every call (0.1 s and more in a process that
-    has loaded much) and takes one family at a time.
-    """
-    p = np.asarray(p, dtype=np.float64)
-    order = np.argsort(p, axis=-1)
-    steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
-    adjusted = np.empty_like(p)
-    np.put_along_axis(adjusted, order, np.minimum(1.0, np.maximum.accumulate(steps, axis=-1)), -1)
-    return adjusted
-
-
-def words(superior: ArrayLike, direction: ArrayLike, equivalent: ArrayLike, alpha: float = ALPHA) -> NDArray[np.str_]:
-    """The word of each comparison of a family from p's (..., m); Holm for either question by itself.
-
-    "equivalent" comes first: a difference may be real and smaller than what matters.
-    """
-    found, side = holm(superior) <= alpha, np.asarray(direction)
-    word = np.where(found & (side > 0), "better", np.where(found, "worse", "undecided"))
-    return np.where(holm(equivalent) <= alpha, "equivalent", word)
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """One of a family: (n,) differences in the order of their seeds (n may be 0), its looks, and what would matter."""
-
-    differences: Array
-    looks: Looks
-    matters: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a comparison has come to.
-
-    Attributes:
-        word: "better", "worse", "equivalent" or "undecided".
-        pairs: at the last look taken, which all figures are of; 0 before the first.
-        decided: pairs at the look from which on the word has not been "undecided", if the rest of the family is looked at
-            in step; None if it is.
-        next_look: the pairs it takes to go on; None if it is decided or was looked at for the last time.
-        p_superior, p_equivalent: sequential p's; `*_holm` after Holm's correction. 1 before the first look.
-        mean: of the differences; infinite where runs of one arm diverged, None where runs of both did or there are none.
-        sd: their standard deviation (ddof=1); None without a mean that is finite.
-        interval: repeated confidence interval of the mean at 1 - alpha (Jennison and Turnbull 1989): true at all looks
-            together, so also at the one where a comparison stopped; None without sd.
-        family_interval: the same at 1 - alpha / (comparisons of the family): true for all of them together
-            (Bonferroni's, wider than Holm's words need).
-        diverged: pairs in which only the challenger, only the baseline, both diverged.
-    """
-
-    word: Word
-    pairs: int
-    decided: int | None
-    next_look: int | None
-    p_superior: float
-    p_superior_holm: float
-    p_equivalent: float
-    p_equivalent_holm: float
-    mean: float | None
-    sd: float | None
-    interval: tuple[float, float] | None
-    family_interval: tuple[float, float] | None
-    diverged: tuple[int, int, int]
-
-
-def judge(family: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[str, Verdict]:
-    """The verdicts of a family's comparisons, from all looks that have their pairs.
-
-    Raises:
-        ValueError: see `evidence`.
-    """
-    found = [evidence(c.differences, c.looks, c.matters) for c in family.values()]
-    most = max((e.superior.size for e in found), default=0)
-
-    def after(k: int) -> Evidence:  # (m,): every comparison at its look k, or the last one it has
-        rows = [[v[min(k, v.size) - 1] if v.size and k else 1.0 for v in e] for e in found]
-        return Evidence(*np.reshape(rows, (-1, 3)).T)
-
-    history = [words(*after(k), alpha) for k in range(most + 1)]
-    now = after(most)
-    adjusted = holm(now.superior), holm(now.equivalent)
-    verdicts = {}
-    for i, (name, c) in enumerate(family.items()):
-        taken = found[i].superior.size
-        pairs = c.looks[taken - 1] if taken else 0
-        said = [str(h[i]) for h in history]
-        since = most
-        while since and said[since - 1] != "undecided":
-            since -= 1
-        decided = said[most] != "undecided"
-        d = np.asarray(c.differences, dtype=np.float64)[:pairs]
-        finite = bool(pairs) and bool(np.isfinite(d).all())
-        lost = int(np.isneginf(d).sum()), int(np.isposinf(d).sum()), int(np.isnan(d).sum())
-        with np.errstate(invalid="ignore"):
-            mean = float(d.mean()) if pairs else np.nan
-        verdicts[name] = Verdict(
-            word=said[most],  # type: ignore[arg-type]
-            pairs=pairs,
-            decided=c.looks[min(since, taken) - 1] if decided else None,
-            next_look=c.looks[taken] if not decided and taken < len(c.looks) else None,
-            p_superior=float(now.superior[i]),
-            p_superior_holm=float(adjusted[0][i]),
-            p_equivalent=float(now.equivalent[i]),
-            p_equivalent_holm=float(adjusted[1][i]),
-            mean=None if np.isnan(mean) else mean,
-            sd=float(d.std(ddof=1)) if finite else None,
-            interval=repeated_interval(d, c.looks, alpha) if finite else None,
-            family_interval=repeated_interval(d, c.looks, alpha / len(family)) if finite else None,
-            diverged=lost,
-        )
-    return verdicts

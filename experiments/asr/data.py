@@ -25,7 +25,6 @@ from experiments.asr.features import (
     frame_count,
 )
 from experiments.asr.librispeech import (
-    OTHER_RATE,
     SAMPLE_RATE,
     Split,
     combined_fingerprint,
@@ -309,6 +308,10 @@ class SpeechDataModule(ResumableDataModule):
             ) from error
         with lock:
             splits = {name: read_split(self.root, name, self.cache_dir) for name in names}
+            for name, split in splits.items():
+                if not split.utterances:
+                    some = f": {_name_some(split.bad)}" if split.bad else ", and no audio file"
+                    raise DataError(f"{split.folder} holds no usable utterance of {name}{some}")
             sources: dict[str, Source] = {
                 name: build_cache(split, self.n_mels, self.cache_dir)
                 if self.cache_features
@@ -348,7 +351,7 @@ class SpeechDataModule(ResumableDataModule):
         """One warning for everything that is wrong; an error where the rest is not what was asked for."""
         for name, split in self._splits.items():
             short = [reason for reason in self._left_out.get(TOO_SHORT, []) if reason.startswith(f"{split.folder}/")]
-            bad = [reason for kind, files in split.problems.items() if kind != OTHER_RATE for reason in files] + short
+            bad = split.bad + short
             if len(bad) > self.max_bad_share * (len(bad) + len(split.utterances) - len(short)):
                 raise DataError(
                     f"{len(bad)} utterances of {name} are bad, more than data.max_bad_share={self.max_bad_share} "

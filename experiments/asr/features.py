@@ -93,7 +93,7 @@ class CachedSource:
         if self._features is None:
             try:
                 features = np.load(self._file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise DataError(f"{self._file} cannot be read: {error}; delete it, and it is made again") from error
             if features.shape != self._shape or features.dtype != np.float16:
                 raise DataError(f"{self._file} does not hold the features that its name says; delete it")
@@ -175,7 +175,9 @@ def estimate_normalisation(
     key = checksum(lines)
     file = cache_dir / f"normalisation-{key.removeprefix('sha256:')[:16]}.json"
     try:
-        return Normalisation(**json.loads(file.read_text(encoding="utf-8")))
+        kept = Normalisation(**json.loads(file.read_text(encoding="utf-8")))
+        if np.shape(kept.mean) == np.shape(kept.std) == (n_mels,) and np.isfinite([kept.mean, kept.std]).all():
+            return kept
     except (OSError, ValueError, TypeError):
         pass  # absent, or not ours: it is made again
     everything = [(s, i) for s, split in enumerate(splits) for i in range(len(split.utterances))]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
-from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from experiments.asr.data import SpeechBatch
 from experiments.asr.features import frame_count
-from experiments.asr.librispeech import SAMPLE_RATE
+from experiments.asr.librispeech import SAMPLE_RATE, write_atomic
+from experiments.asr.scores import Scored, SplitScores, table
 from experiments.asr.text import Tokenizer
+from experiments.core.callbacks import everyones
 from experiments.core.errors import ConfigError
 from experiments.core.module import TaskModule
 
 SAMPLES = 10
+UTTERANCES = "utterances.csv"
 
 
 def greedy_decode(log_probs: Tensor, lengths: Tensor, tokenizer: Tokenizer) -> list[str]:
@@ -36,26 +38,6 @@ def greedy_decode(log_probs: Tensor, lengths: Tensor, tokenizer: Tokenizer) -> l
     return texts
 
 
-class SplitScores(nn.Module):
-    """WER, CER and mean CTC loss of one split."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.wer, self.cer, self.loss = WordErrorRate(), CharErrorRate(), MeanMetric()
-
-    def update(self, hypotheses: list[str], references: list[str], loss: Tensor) -> None:
-        self.wer.update(hypotheses, references)
-        self.cer.update(hypotheses, references)
-        self.loss.update(loss, weight=len(references))
-
-    def compute_and_reset(self) -> dict[str, Tensor]:
-        metrics = {"wer": self.wer, "cer": self.cer, "loss": self.loss}
-        values = {name: metric.compute() for name, metric in metrics.items()}
-        for metric in metrics.values():
-            metric.reset()
-        return values
-
-
 class SpeechModule(TaskModule):
     """CTC training: the loss is the negative log-probability of the transcript, per symbol.
 
@@ -68,7 +50,8 @@ class SpeechModule(TaskModule):
         super().__init__(*args, **others)
         self.augment = augment
         self.scores = nn.ModuleDict()
-        self.kept: dict[str, list[dict[str, Any]]] = {}
+        self.kept: dict[str, list[dict[str, Any]]] = {}  # transcripts of the last evaluation, by split
+        self.scored: list[Scored] = []  # and what is counted of them
 
     @property
     def data(self) -> Any:
@@ -84,49 +67,57 @@ class SpeechModule(TaskModule):
             if name not in self.scores:
                 self.scores[name] = SplitScores().to(self.device)
 
-    def loss(self, batch: SpeechBatch, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch's loss, log-probabilities (B, T', V) and their lengths (B,)."""
+    def losses(self, batch: SpeechBatch, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each utterance's loss per symbol (B,), log-probabilities (B, T', V) and their lengths (B,)."""
         log_probs, lengths = self.model(features, batch.feature_lengths)
-        loss = F.ctc_loss(
+        losses = F.ctc_loss(
             log_probs.transpose(0, 1),  # (T', B, V)
             batch.targets,
             lengths,
             batch.target_lengths,
             blank=self.data.tokenizer.blank,
+            reduction="none",
         )
-        return loss, log_probs, lengths
+        return losses / batch.target_lengths.clamp(min=1), log_probs, lengths
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         features = batch.features
         if self.augment is not None:
             features = self.augment(features, batch.feature_lengths)
-        loss, _, _ = self.loss(batch, features)
+        loss = self.losses(batch, features)[0].mean()
         self.log("train/loss_step", loss, batch_size=len(batch.ids))
         return loss
 
     def evaluate(self, split: str, batch: SpeechBatch) -> None:
-        loss, log_probs, lengths = self.loss(batch, batch.features)
+        losses, log_probs, lengths = self.losses(batch, batch.features)
         hypotheses = greedy_decode(log_probs, lengths, self.data.tokenizer)
-        self.scores[split].update(hypotheses, batch.texts, loss)
-        kept = self.kept.setdefault(split, [])
-        for name, reference, hypothesis in zip(batch.ids, batch.texts, hypotheses, strict=True):
+        kept, scored = self.kept.setdefault(split, []), []
+        for name, reference, hypothesis, loss in zip(batch.ids, batch.texts, hypotheses, losses.tolist(), strict=True):
             kept.append({"split": split, "id": name, "reference": reference, "hypothesis": hypothesis})
+            scored.append(Scored.of(split, name, hypothesis, reference, loss))
+        self.scores[split].update(scored)
+        self.scored += scored
+
+    def forget_evaluation(self) -> None:
+        self.kept.clear()
+        self.scored.clear()
 
     def report_splits(self, splits: list[str]) -> None:
         for split in splits:
-            self.report({f"{split}/{k}": v for k, v in self.scores[split].compute_and_reset().items()})
+            self.report({f"{split}/{k}": v for k, v in self.scores[split].compute().items()})
+            self.scores[split].reset()
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluate(self.data.val_names[dataloader_idx], batch)
 
     def on_validation_epoch_start(self) -> None:
-        self.kept.clear()
+        self.forget_evaluation()
 
     def on_validation_epoch_end(self) -> None:
         self.report_splits(self.data.val_names)
 
     def on_test_epoch_start(self) -> None:
-        self.kept.clear()
+        self.forget_evaluation()
 
     def test_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluate(self.data.test_names[dataloader_idx], batch)
@@ -151,3 +142,11 @@ class SpeechModule(TaskModule):
         each = -(-SAMPLES // max(1, len(splits)))
         chosen = [sample for kept in splits for sample in kept[:: max(1, len(kept) // each)][:each]]
         return chosen[:SAMPLES]
+
+    def save_artifacts(self, stem: str) -> list[str]:
+        """Keep a line for each test utterance in the run's own folder, for errors by utterance; nothing to publish."""
+        text = table(s for scored in everyones(self.scored) for s in scored)
+        if self.trainer.is_global_zero:
+            Path(stem).mkdir(parents=True, exist_ok=True)
+            write_atomic(Path(stem) / UTTERANCES, text.encode())
+        return []

@@ -74,6 +74,10 @@ class CharTokenizer:
         return "".join(ALPHABET[i - 1] for i in labels if i != self.blank).strip()
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class SentencePieceTokenizer:
     """Sentence pieces (unigram model) behind the blank: label 0 is the blank, label i + 1 is piece i.
 
@@ -92,9 +96,11 @@ class SentencePieceTokenizer:
         try:
             # Bytes, not the object: data modules are pickled into loader workers.
             self.model = Path(model_file).read_bytes()
+            if not self.model:
+                raise RuntimeError("it is empty")
             self._processor = SentencePieceProcessor(model_proto=self.model)
         except (OSError, RuntimeError) as error:
-            raise DataError(f"{model_file} cannot be read as a SentencePiece model: {error}") from error
+            raise DataError(f"{model_file} cannot be read as a SentencePiece model: {_first_line(error)}") from error
 
     @classmethod
     def train(cls, texts: Sequence[str], vocab_size: int, cache_dir: str | Path) -> SentencePieceTokenizer:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.analysis.looks import Comparison as Looked
-from experiments.analysis.looks import judge, paired
+from experiments.analysis.families import Comparison as Looked
+from experiments.analysis.families import judge
+from experiments.analysis.looks import paired
 from experiments.core.protocol import Comparison, Protocol
 from experiments.study.plan import CONFIGS, Planner, Tuned
 from experiments.study.results import Results

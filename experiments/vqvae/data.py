@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +38,41 @@ class Tiles(Dataset[Tensor]):
         return torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)))
 
 
+class Labelled(NamedTuple):
+    """Tiles (B, 3, size, size) uint8, and for each the number (B,) of its photograph among those of the split."""
+
+    tiles: Tensor
+    photographs: Tensor
+
+
+class LabelledTiles(Dataset[Labelled]):
+    """One split's tiles with their photographs, a batch at a time."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        self.tiles = tiles
+        images, numbers = np.unique(tiles.store.images[tiles.rows], return_inverse=True)
+        self.images = images.tolist()
+        self.numbers = numbers.astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __getitems__(self, indices: Sequence[int]) -> Labelled:
+        return Labelled(self.tiles.__getitems__(indices), torch.from_numpy(self.numbers[np.asarray(indices)]))
+
+    def names(self) -> list[str]:
+        """Of the photographs, by their numbers."""
+        found = self.tiles.store.names(self.images)
+        return [found[image] for image in self.images]
+
+
 def _as_is(batch: Any) -> Any:
     """`Tiles` gives whole batches: nothing is left to collate."""
     return batch
 
 
 class ImageData(ResumableDataModule):
-    """Batches of images (B, 3, size, size) uint8.
+    """Batches of images (B, 3, size, size) uint8; in evaluation `Labelled`.
 
     Args:
         root: the store, a folder that `scripts/prepare_images.py` made.
@@ -103,6 +131,10 @@ class ImageData(ResumableDataModule):
             raise ConfigError(f"the split must be one of {', '.join(SPLITS)}, got {name!r}")
         return Tiles(self.store, self.store.rows(name))
 
+    def labelled(self, name: str) -> LabelledTiles:
+        """The tiles of a split with their photographs."""
+        return LabelledTiles(self.split(name))
+
     def epoch_batches(self, epoch: int) -> list[list[int]]:
         """All training batches of one epoch: a new order, and new images mirrored; the remainder is dropped."""
         n = self.store.manifest["tiles"]["train"]
@@ -113,9 +145,9 @@ class ImageData(ResumableDataModule):
         whole = n // self.batch_size * self.batch_size
         return order[:whole].reshape(-1, self.batch_size).tolist()
 
-    def _loader(self, split: str, **options: Any) -> DataLoader[Tensor]:
+    def _loader(self, tiles: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(
-            self.split(split),
+            tiles,
             collate_fn=_as_is,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -123,29 +155,29 @@ class ImageData(ResumableDataModule):
             **options,
         )
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        return self._loader("train", batch_sampler=self.step_sampler(self.epoch_batches))
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.split("train"), batch_sampler=self.step_sampler(self.epoch_batches))
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
+    def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation("val")
 
-    def test_dataloader(self) -> DataLoader[Tensor]:
+    def test_dataloader(self) -> DataLoader[Any]:
         return self._evaluation("test")
 
-    def _evaluation(self, split: str) -> DataLoader[Tensor]:
+    def _evaluation(self, split: str) -> DataLoader[Any]:
         rank = self.trainer.global_rank if self.trainer is not None else 0
         world_size = self.trainer.world_size if self.trainer is not None else 1
-        tiles = self.split(split)
+        tiles = self.labelled(split)
         if len(tiles) < world_size:
             raise DataError(f"{self.root}: {len(tiles)} {split} tiles for {world_size} processes")
         # Each process its own tiles, none of them twice: metrics are sums over the whole split.
         mine = range(rank, len(tiles), world_size)
         if world_size == 1:
-            return self._loader(split, sampler=mine, batch_size=self.eval_batch_size)
+            return self._loader(tiles, sampler=mine, batch_size=self.eval_batch_size)
         # And each as many batches, since a sharded model is gathered by all of them together.
         least, most = len(tiles) // world_size, -(-len(tiles) // world_size)
         batches = min(-(-most // self.eval_batch_size), least)
-        return self._loader(split, batch_sampler=[part.tolist() for part in np.array_split(mine, batches)])
+        return self._loader(tiles, batch_sampler=[part.tolist() for part in np.array_split(mine, batches)])
 
     @property
     def fingerprint(self) -> str:

@@ -16,10 +16,11 @@ from experiments.vqvae.quantiser import Quantised, VectorQuantiser
 
 
 class Output(NamedTuple):
-    """`parameters` of the image's distribution, and the quantiser's result."""
+    """`parameters` of the image's distribution, the quantiser's result, and the `vectors` (B, D, h, w) it was given."""
 
     parameters: Tensor
     quantised: Quantised
+    vectors: Tensor
 
 
 class VQVAE(nn.Module):
@@ -65,8 +66,9 @@ class VQVAE(nn.Module):
         Args:
             images: (B, 3, H, W) uint8.
         """
-        quantised = self.quantiser(self.encode(images))
-        return Output(self.decode(quantised.codes), quantised)
+        vectors = self.encode(images)
+        quantised = self.quantiser(vectors)
+        return Output(self.decode(quantised.codes), quantised, vectors)
 
     def layout(self) -> Layout:
         blocks = [m for m in self.modules() if isinstance(m, Block | Residual)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from omegaconf import DictConfig
@@ -12,13 +14,15 @@ from torch import Tensor
 
 from experiments.core.errors import ConfigError
 from experiments.core.module import TaskModule
+from experiments.vqvae.data import Labelled
 from experiments.vqvae.likelihood import CHANNELS
-from experiments.vqvae.metrics import SplitScores, perceptual_metrics
+from experiments.vqvae.metrics import Scores, SplitScores, perceptual_metrics
 from experiments.vqvae.model import VQVAE, Output
 from experiments.vqvae.pictures import codebook_plot, reconstruction_picture
 from experiments.vqvae.quantiser import move_state
 
 PICTURES = 16
+START = 1 << 31  # sets the draw of `start_images` apart from those of the epochs
 COLLAPSED_BELOW = 2.0
 
 
@@ -30,6 +34,8 @@ class ImageModule(TaskModule):
     Args:
         beta: weight of the commitment loss.
         codebook_weight: weight of the codebook loss.
+        start_images: training images, drawn by the data seed, from whose vectors the codebook starts; 0: those of the
+            first quantised batch. The more, the less the codebook depends on which images these are.
         perceptual: in the test, measure LPIPS and rFID where their weights are on this machine.
         others: see `TaskModule`.
 
@@ -44,6 +50,7 @@ class ImageModule(TaskModule):
         *args: Any,
         beta: float = 0.25,
         codebook_weight: float = 1.0,
+        start_images: int = 0,
         perceptual: bool = False,
         **others: Any,
     ) -> None:
@@ -51,11 +58,11 @@ class ImageModule(TaskModule):
         for name, value in (("beta", beta), ("codebook_weight", codebook_weight)):
             if not value >= 0.0:
                 raise ConfigError(f"module.{name} must be at least 0, got {value}")
+        if start_images < 0:
+            raise ConfigError(f"module.start_images must be at least 0, got {start_images}")
+        self.start_images = start_images
         self.beta, self.codebook_weight, self.use_perceptual = beta, codebook_weight, perceptual
-        codes, discrete = self.model.quantiser.codes, self.model.likelihood.discrete
-        self.val_scores = SplitScores(codes, discrete)
-        self.test_scores = SplitScores(codes, discrete)
-        self.code_counts: Tensor | None = None
+        self.scores: Scores | None = None
         self.perplexity = math.inf
 
     @property
@@ -70,6 +77,10 @@ class ImageModule(TaskModule):
         step = getattr(self.model, "downsampling", 1)
         if size % step:
             raise ConfigError(f"model.downsampling must divide {size}, the size of the images, got {step}")
+        codes, discrete = self.model.quantiser.codes, self.model.likelihood.discrete
+        self.val_scores, self.test_scores = (
+            SplitScores(codes, discrete, len(self.data.labelled(split).images)) for split in ("val", "test")
+        )
 
     def nll(self, output: Output, images: Tensor) -> Tensor:
         """Negative log-likelihood per dimension in nats, for each image (B,)."""
@@ -91,6 +102,22 @@ class ImageModule(TaskModule):
         )
         return loss
 
+    @torch.no_grad()
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        quantiser = self.model.quantiser
+        if not self.start_images or not quantiser.starts_next:
+            return
+        tiles = self.data.split("train")
+        drawn = np.random.default_rng([self.data.data_seed, START]).permutation(len(tiles))[: self.start_images]
+        quantiser.eval()  # moves no codes
+        with self.trainer.precision_plugin.forward_context():
+            vectors = [
+                self.model(tiles.__getitems__(part).to(self.device)).vectors
+                for part in np.array_split(drawn, -(-len(drawn) // len(batch)))
+            ]
+        quantiser.train()
+        quantiser.start(torch.cat(vectors))
+
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Tensor, batch_idx: int) -> None:
         restart = self.model.quantiser.restart_idle()
         if restart is None or self.model.quantiser.learning == "ema":
@@ -99,17 +126,18 @@ class ImageModule(TaskModule):
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             move_state(optimizer, self.model.quantiser.embedding.weight, restart)
 
-    def evaluate(self, scores: SplitScores, batch: Tensor) -> None:
-        output = self.model(batch)
-        bits = self.nll(output, batch) / math.log(2.0) if self.model.likelihood.discrete else None
-        scores.update(bits, self.model.likelihood.mean(output.parameters), batch, output.quantised.indices)
+    def evaluate(self, scores: SplitScores, batch: Labelled) -> None:
+        output = self.model(batch.tiles)
+        bits = self.nll(output, batch.tiles) / math.log(2.0) if self.model.likelihood.discrete else None
+        mean = self.model.likelihood.mean(output.parameters)
+        scores.update(bits, mean, batch.tiles, output.quantised.indices, batch.photographs)
 
     def report_scores(self, split: str, scores: SplitScores) -> None:
-        found, self.code_counts = scores.compute_and_reset()
-        self.perplexity = float(found["codebook_perplexity"])
-        self.report({f"{split}/{name}": value for name, value in found.items()})
+        self.scores = scores.compute_and_reset()
+        self.perplexity = float(self.scores.metrics["codebook_perplexity"])
+        self.report({f"{split}/{name}": value for name, value in self.scores.metrics.items()})
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         self.evaluate(self.val_scores, batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -123,7 +151,7 @@ class ImageModule(TaskModule):
             self.trainer.print(f"{name} is not measured: {reason}")
         self.test_scores.perceptual.update({name: metric.to(self.device) for name, metric in found.items()})
 
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+    def test_step(self, batch: Labelled, batch_idx: int) -> None:
         self.evaluate(self.test_scores, batch)
 
     def on_test_epoch_end(self) -> None:
@@ -147,8 +175,9 @@ class ImageModule(TaskModule):
     @torch.no_grad()
     def save_artifacts(self, stem: str) -> list[str]:
         """`<stem>.png`: test images above their reconstructions, the same images in every run of these data;
-        `<stem>-codes.png`: how often each code was used on the whole split."""
-        paths = [f"{stem}.png", f"{stem}-codes.png"]
+        `<stem>-codes.png`: how often each code was used on the whole split; `<stem>-photographs.csv`: the test's errors
+        of each photograph, for a standard error over photographs."""
+        paths = [f"{stem}.png", f"{stem}-codes.png", f"{stem}-photographs.csv"]
         tiles = self.data.split("test")
         count = min(PICTURES, len(tiles))
         chosen = [(2 * i + 1) * len(tiles) // (2 * count) for i in range(count)]
@@ -160,6 +189,15 @@ class ImageModule(TaskModule):
         if not self.trainer.is_global_zero:
             return paths
         reconstruction_picture(paths[0], images, (mean * 255.0).round().clamp(0, 255).to(torch.uint8))
-        assert self.code_counts is not None
-        codebook_plot(paths[1], self.code_counts.cpu().numpy(), self.perplexity)
+        assert self.scores is not None
+        codebook_plot(paths[1], self.scores.counts.cpu().numpy(), self.perplexity)
+        columns: dict[str, list[Any]] = {
+            "photograph": self.data.labelled("test").names(),
+            "tiles": self.scores.tiles.int().tolist(),
+        }
+        columns |= {name: [f"{v:.7g}" for v in values.tolist()] for name, values in self.scores.photographs.items()}
+        with open(paths[2], "w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(columns)
+            table.writerows(zip(*columns.values(), strict=True))
         return paths

@@ -1,20 +1,8 @@
-"""FAdam's step in C++ (`cpu.cpp`), compiled for this machine on first use.
-
-The compiled library is kept in the folder that the environment variable ``FADAM_CACHE`` names, by default
-``$XDG_CACHE_HOME/fadam`` or ``~/.cache/fadam``, under a name that changes with source, compiler, flags and processor.
-The compiler is ``$CXX``, or else the first of c++, g++ and clang++ that is there.
-"""
+"""FAdam's step in C++ (`cpu.cpp`), compiled for this machine on first use and kept (see `fadam.fused.build`)."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -26,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fadam.fused import build
+from fadam.fused.build import BuildError
 from fadam.metric import dense_strides
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
-_FLAGS = ("-O3", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-_NATIVE = ("-march=native",)
-_COMPILERS = ("c++", "g++", "clang++")
 
 # As the enums of cpu.cpp.
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -57,10 +44,6 @@ class _Threads(ctypes.Structure):
     """FAdamThreads of cpu.cpp."""
 
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("parallel", "number", "count"))
-
-
-class BuildError(RuntimeError):
-    """The library could not be built or loaded; the message is a clause that says why."""
 
 
 def refusal(
@@ -94,9 +77,9 @@ def refusal(
     if any(layout != torch.strided for layout in set(map(attrgetter("layout"), chain(*tensors)))):
         return "not all tensors are strided"
     # What goes there are addresses alone.
-    sizes = list(map(Tensor.numel, params))
-    if any(list(map(Tensor.numel, list_)) != sizes for list_ in tensors[1:]):
-        return "a gradient or state is not of its parameter's size"
+    shapes = list(map(Tensor.size, params))
+    if any(list(map(Tensor.size, list_)) != shapes for list_ in tensors[1:]):
+        return "a gradient or state is not of its parameter's shape"
     if not all(map(attrgetter("is_cpu"), steps)) or set(map(attrgetter("dtype"), steps)) - {torch.float32}:
         return "not all steps are float32 on the CPU"
     try:
@@ -241,7 +224,7 @@ class CpuBackend:
 
     def _alike(self, *lists: list[Tensor]) -> tuple[list[Tensor], ...]:
         """The lists, with copies where the four tensors do not lie in memory alike and densely."""
-        if all(map(Tensor.is_contiguous, chain(*lists))) and not any(map(Tensor.is_neg, lists[1])):
+        if all(map(Tensor.is_contiguous, chain(*lists))) and not any(map(Tensor.is_neg, chain(*lists))):
             return lists
         for i, four in enumerate(zip(*lists, strict=True)):
             strides = dense_strides(four[0])
@@ -276,15 +259,15 @@ def _runtime() -> _Threads:
 
 @cache
 def _load() -> tuple[Any, _Threads] | str:
-    """The step of the compiled library and its threads, or why there is none."""
+    """The step of the compiled library and its threads, or why there is none; found out once a process."""
     try:
-        step = ctypes.CDLL(str(_built())).fadam_cpu
+        step = build.load(_SOURCE).fadam_cpu
         step.argtypes = (ctypes.POINTER(_Call), ctypes.c_int32, ctypes.POINTER(_Threads))
         return step, _runtime()
     except BuildError as error:
         return str(error)
-    except OSError as error:
-        return f"the compiled library does not load ({error})"
+    except Exception as error:  # whatever is odd about this system, a training run goes on without
+        return f"the compiled library cannot be had ({type(error).__name__}: {error})"
 
 
 def _library() -> tuple[Any, _Threads]:
@@ -292,63 +275,3 @@ def _library() -> tuple[Any, _Threads]:
     if isinstance(loaded, str):
         raise BuildError(loaded)
     return loaded
-
-
-def _cache() -> Path:
-    """The folder of compiled libraries."""
-    named = os.environ.get("FADAM_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fadam"
-
-
-def _compiler() -> list[str]:
-    named = os.environ.get("CXX")
-    for command in [shlex.split(named)] if named else [[name] for name in _COMPILERS]:
-        if command and shutil.which(command[0]):
-            return command
-    wanted = named or ", ".join(_COMPILERS[:-1]) + " or " + _COMPILERS[-1]
-    raise BuildError(f"there is no C++ compiler to build it with ({wanted} is not on the PATH)")
-
-
-def _processor() -> str:
-    """What -march=native depends on: the processor's features, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    keys = ("vendor_id", "cpu family", "model", "model name", "flags", "Features", "CPU implementer", "CPU part")
-    return "\n".join([platform.machine(), *(line for line in lines if line.partition("\t")[0].strip() in keys)])
-
-
-def _built() -> Path:
-    """The compiled library, built if it is not there."""
-    compiler = _compiler()
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = (_SOURCE.read_text(), *compiler, version, *_FLAGS, *_NATIVE, _processor())
-    folder = _cache()
-    target = folder / f"cpu-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}.so"
-    if target.exists():
-        return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Another process may be at it too: each writes a file of its own, and the last one renamed stays.
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fresh = Path(scratch) / target.name
-            _compile(compiler, fresh)
-            fresh.replace(target)
-    except OSError as error:
-        raise BuildError(
-            f"the folder {folder} for compiled code cannot be written ({error.strerror or error}); "
-            "FADAM_CACHE can name another"
-        ) from None
-    return target
-
-
-def _compile(compiler: Sequence[str], target: Path) -> None:
-    # Not every compiler knows the processor that it runs on.
-    for native in (_NATIVE, ()):
-        command = [*compiler, *native, *_FLAGS, str(_SOURCE), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
-    raise BuildError(f"{shlex.join(compiler)} does not compile it: {last}")

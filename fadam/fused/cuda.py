@@ -87,14 +87,14 @@ def refusal(
     for dtype in set(map(attrgetter("dtype"), chain(*tensors))):
         if dtype not in _TYPES:
             return f"on CUDA devices it has no {dtype} tensors"
-    sizes = list(map(Tensor.numel, params))
-    if any(list(map(Tensor.numel, list_)) != sizes for list_ in tensors[1:]):
-        return "a gradient or state is not of its parameter's size"
+    shapes = list(map(Tensor.size, params))
+    if any(list(map(Tensor.size, list_)) != shapes for list_ in tensors[1:]):
+        return "a gradient or state is not of its parameter's shape"
     if set(map(attrgetter("dtype"), steps)) - {torch.float32}:
         return "not all steps are float32"
     if options.get("capturable"):  # copies would have new addresses in every step
         for three in zip(params, momentums, fims, strict=True):
-            if not all(x.is_contiguous() for x in three) and not _one_layout(three):
+            if any(x.is_neg() for x in three) or not (all(x.is_contiguous() for x in three) or _one_layout(three)):
                 return "with capturable=True it needs dense parameters, and states that lie in memory as they do"
     if device not in _trials:
         if _is_capturing(device):
@@ -383,7 +383,8 @@ class CudaBackend:
     ) -> _Part:
         params, grads, momentums, fims, steps = tensors
         owner = momentums[0]
-        if not all(map(Tensor.is_contiguous, chain(params, grads, momentums, fims))):
+        four = (params, grads, momentums, fims)
+        if not all(map(Tensor.is_contiguous, chain(*four))) or any(map(Tensor.is_neg, chain(*four))):
             self._copy_unlike(params, grads, momentums, fims)
         plan = _plan(owner, params, grads[0].dtype, momentums, fims, numbers, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
@@ -414,15 +415,16 @@ class CudaBackend:
     ) -> None:
         """Put copies into the lists where four tensors do not lie in memory alike and without gaps."""
         for k, (p, g, m, f) in enumerate(zip(params, grads, momentums, fims, strict=True)):
-            if all(map(Tensor.is_contiguous, (p, g, m, f))):
+            noted = any(map(Tensor.is_neg, (p, m, f)))  # an address does not tell of it
+            if all(map(Tensor.is_contiguous, (p, g, m, f))) and not noted and not g.is_neg():
                 continue
             # A plan holds no address of a gradient, so that a copy of one changes from step to step at no cost.
             strides = dense_strides(p)
-            if g.stride() != strides:
+            if g.stride() != strides or g.is_neg():
                 grads[k] = _with_strides(g, strides)
-            if not _one_layout((p, m, f)):
+            if noted or not _one_layout((p, m, f)):
                 for list_, x in ((params, p), (momentums, m), (fims, f)):
-                    if x.stride() != strides:
+                    if x.stride() != strides or x.is_neg():
                         list_[k] = _with_strides(x, strides)
                         self._copies.append((x, list_[k]))
 

@@ -115,10 +115,65 @@ def test_a_missing_split_names_those_there_are(speech_root: Path) -> None:
         read_split(speech_root, "train-clean-100")
 
 
-def test_librispeech_is_found_where_torchaudio_unpacks_it(tmp_path: Path) -> None:
-    write_split(tmp_path / "LibriSpeech", "train-clean-100", 2)
-    assert len(read_split(tmp_path, "train-clean-100").utterances) == 2
-    download(tmp_path, "train-clean-100")  # is there: nothing is fetched
+@pytest.fixture
+def small_librispeech(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A dev-clean of 4 utterances by 2 speakers, which torchaudio "unpacks"; where it was asked to."""
+    asked: list[Path] = []
+
+    def unpack(root: Path, url: str, download: bool) -> None:
+        asked.append(root)
+        for speaker in (8, 9):
+            write_split(root / "LibriSpeech", url, 2, speaker)
+
+    monkeypatch.setattr("torchaudio.datasets.LIBRISPEECH", unpack)
+    monkeypatch.setitem(librispeech._WHOLE, "dev-clean", (2, 4))
+    return asked
+
+
+def test_librispeech_is_found_where_torchaudio_unpacks_it(tmp_path: Path, small_librispeech: list[Path]) -> None:
+    download(tmp_path, "dev-clean")
+    assert len(read_split(tmp_path, "dev-clean").utterances) == 4
+    assert len(small_librispeech) == 1
+    download(tmp_path, "dev-clean")  # is there: nothing is fetched
+    assert len(small_librispeech) == 1
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [".cache", "LibriSpeech"]
+
+
+def test_an_interrupted_unpacking_is_not_taken_for_a_split(
+    tmp_path: Path, small_librispeech: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_off(root: Path, url: str, download: bool) -> None:
+        write_split(root / "LibriSpeech", url, 1, 8)
+        (root / f"{url}.tar.gz").write_bytes(b"archive")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torchaudio.datasets.LIBRISPEECH", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            download(tmp_path, "dev-clean")
+    assert librispeech.split_folder(tmp_path, "dev-clean") is None
+    assert (tmp_path / ".dev-clean.download" / "dev-clean.tar.gz").read_bytes() == b"archive"  # not fetched again
+    download(tmp_path, "dev-clean")
+    assert len(read_split(tmp_path, "dev-clean").utterances) == 4
+
+
+@pytest.mark.parametrize("folder", ["LibriSpeech", "."])
+def test_a_copy_that_lacks_speakers_is_refused_where_a_download_was_asked_for(
+    tmp_path: Path, small_librispeech: list[Path], folder: str
+) -> None:
+    write_split(tmp_path / folder, "dev-clean", 3, 8)
+    with pytest.raises(DataError, match=r"dev-clean holds 1 of 2 speakers and 3 of 4 utterances, .*: delete it"):
+        download(tmp_path, "dev-clean")
+    assert small_librispeech == []
+
+
+def test_an_archive_that_lacks_utterances_is_not_put_in_place(
+    tmp_path: Path, small_librispeech: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(librispeech._WHOLE, "dev-clean", (2, 5))
+    with pytest.raises(DataError, match="holds 2 of 2 speakers and 4 of 5 utterances"):
+        download(tmp_path, "dev-clean")
+    assert librispeech.split_folder(tmp_path, "dev-clean") is None
 
 
 def test_only_librispeechs_own_splits_can_be_downloaded(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torchaudio.models import Conformer
 
 from experiments.asr.model import ConformerCTC, PaddedBatchNorm, subsampled
-from experiments.asr.module import SplitScores, greedy_decode
+from experiments.asr.module import greedy_decode
 from experiments.asr.text import CharTokenizer
 from experiments.core.errors import ConfigError
 
@@ -107,15 +107,3 @@ def test_greedy_decoding_merges_repeats_and_drops_blanks() -> None:
         log_probs[:, frame, symbol] = 0.0
     assert greedy_decode(log_probs, torch.tensor([10, 6]), tokenizer) == ["CATT", "CAT"]
     assert greedy_decode(log_probs, torch.tensor([1, 0]), tokenizer) == ["", ""]
-
-
-def test_split_scores_are_over_the_whole_split() -> None:
-    scores = SplitScores()
-    scores.update(["A B", "C"], ["A B", "D"], torch.tensor(1.0))
-    scores.update(["E F G H"], ["E F X H"], torch.tensor(4.0))
-    values = scores.compute_and_reset()
-    assert values["wer"].item() == pytest.approx(2 / 7)
-    assert values["cer"].item() == pytest.approx(2 / 11)
-    assert values["loss"].item() == pytest.approx(2.0)
-    scores.update(["A"], ["A"], torch.tensor(0.0))
-    assert scores.compute_and_reset()["wer"].item() == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.asr.module import UTTERANCES
 from experiments.core import run
 from experiments.core.errors import DataError
 from tests.asr.conftest import write_split
@@ -39,6 +41,12 @@ def test_asr_cpu_takes_steps_and_keeps_transcripts(compose_config, speech_root: 
     assert {sample["split"] for sample in record["samples"]} == {"test-clean", "test-other"}
     assert all(sample["reference"] for sample in record["samples"])
     assert record["data"]["fingerprint"].startswith("sha256:")
+    with (Path(cfg.paths.run_dir) / UTTERANCES).open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test-clean"]
+    errors = sum(int(row[kind]) for row in rows for kind in ("substitutions", "deletions", "insertions"))
+    assert len(rows) == 4
+    assert errors / sum(int(row["words"]) for row in rows) == pytest.approx(record["metrics"]["test-clean/wer"])
+    assert UTTERANCES not in record["artifacts"]
 
 
 def test_asr_gpu_takes_a_step_on_a_tiny_librispeech(compose_config, librispeech: Path) -> None:

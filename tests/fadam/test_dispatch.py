@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fadam import FAdam, backend, fadam
-from tests.fadam.cases import leaves, run
+from tests.fadam.cases import PATHS, leaves, run
 
 ABLATIONS: list[dict[str, Any]] = [
     {"momentum_mode": "gradient"},
@@ -40,9 +41,11 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setitem(backend._FUSED, "cpu", (module.__name__, "Compiled"))
     monkeypatch.setattr(backend, "ForeachBackend", noted("foreach", backend.ForeachBackend))
     monkeypatch.setattr("fadam.functional._single_tensor_fadam", noted("single", _no_loop))
-    backend.fused_backend.cache_clear()
+    for cached in (backend.fused_backend, backend._warn_once):
+        cached.cache_clear()
     yield taken
-    backend.fused_backend.cache_clear()
+    for cached in (backend.fused_backend, backend._warn_once):
+        cached.cache_clear()
 
 
 def _no_loop(*args: Any, **kwargs: Any) -> None:
@@ -100,13 +103,96 @@ def test_what_the_fused_implementation_is_asked(stepped: list[str], monkeypatch:
 
 
 @pytest.mark.parametrize("reason", ["there is no compiler", OSError("the disk is full")])
-def test_a_default_that_is_unavailable_is_quietly_another(
+def test_a_default_that_is_unavailable_is_another_with_one_warning(
     stepped: list[str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, reason: Any
 ) -> None:
     refuse(monkeypatch, reason)
+    for _ in range(3):
+        step()
+    assert stepped == ["single"] * 3
+    (warning,) = recwarn
+    words = str(warning.message)
+    assert words.startswith("FAdam: the single-tensor loop takes the step on the CPU, many times slower than")
+    assert str(reason) in words
+    assert "FADAM_CACHE" in words
+    step(fused=False)
+    step(foreach=True)
+    assert len(recwarn) == 1
+
+
+def test_what_only_these_tensors_lack_is_no_warning(
+    stepped: list[str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(sys.modules["tests.fadam.made_up"], "refusal", lambda params, *_: "odd" if params else None)
     step()
     assert stepped == ["single"]
     assert not list(recwarn)
+
+
+def test_paths_tells_what_is_taken_and_why(stepped: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = leaves([torch.ones(3), torch.ones(0), torch.ones(2, dtype=torch.complex64), torch.ones(2, device="meta")])
+    groups: list[dict[str, Any]] = [
+        {"params": values[:3], "fim_dtype": "float64"},
+        {"params": [values[3], *leaves([torch.ones(2)])], "capturable": True},
+        {"params": leaves([torch.ones(3)]), "momentum_mode": "gradient"},
+        {"params": leaves([torch.ones(3)]), "foreach": True},
+        {"params": leaves([torch.ones(3)]), "fused": False},
+    ]
+    opt = FAdam(groups)
+    published = "it does the published algorithm only"
+    default = "it is not the default on other devices than the CPU; fused=True takes it where there is one"
+    expected: list[dict[str, tuple[str, str]]] = [
+        {"cpu": ("fused", "")},
+        {"meta": ("single", default), "cpu": ("fused", "")},
+        {"cpu": ("single", published)},
+        {"cpu": ("foreach", "foreach=True")},
+        {"cpu": ("single", "fused=False")},
+    ]
+    assert opt.paths() == expected
+    assert not opt.state
+    assert not stepped
+    for p in [*values[:3], *(p for group in opt.param_groups[1:] for p in group["params"])]:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    assert opt.paths() == expected
+    refuse(monkeypatch, "there is no compiler")
+    with pytest.warns(UserWarning, match="there is no compiler"):
+        assert opt.paths()[0] == {"cpu": ("single", "there is no compiler")}
+
+
+def test_kernels_that_no_gpu_has_run_are_not_a_default(stepped: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device stands in for one that has kernels."""
+    monkeypatch.setitem(backend._FUSED, "meta", backend._FUSED["cpu"])
+    assert "cuda" not in backend._BY_DEFAULT
+    x = torch.ones(3, device="meta")
+    step(x)
+    step(x, fused=True)
+    assert stepped == ["single", "compiled"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_fake_tensors_are_stepped(path: str) -> None:
+    """As by memory estimators; the fused step holds nothing beside the states."""
+    with FakeTensorMode():
+        model = nn.Linear(4, 3)
+        opt = FAdam(model.parameters(), **PATHS[path])
+        for _ in range(2):
+            model(torch.randn(2, 4)).sum().backward()
+            opt.step()
+        assert all(len(opt.state[p]) == 3 for p in model.parameters())
+
+
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)])
+def test_a_compiled_step_is_one_graph(lr: Any) -> None:
+    params, others = leaves([torch.ones(50), torch.ones(3)]), leaves([torch.ones(50), torch.ones(3)])
+    opt, plain = FAdam(params, lr=lr), FAdam(others, lr=lr, fused=False)
+    opt._opt_called = True  # type: ignore[attr-defined]
+    for one, ps in ((opt, params), (plain, others)):
+        run(one, ps, lambda t: [torch.ones(50), torch.ones(3)], 1)
+    with torch.no_grad():
+        torch.compile(lambda: FAdam.step.__wrapped__(opt), fullgraph=True, backend="eager")()  # type: ignore[attr-defined]
+    plain.step()
+    torch.testing.assert_close(params, others, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("reason", ["there is no compiler", OSError("the disk is full")])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import math
 import multiprocessing
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fadam.fused import cpu
+from fadam.fused import build, cpu
 from fadam.fused.cpu import CpuBackend, refusal
 from fadam.reference import State, reference_step
 from tests.fadam.test_paths import OPTIONS
@@ -451,10 +456,11 @@ def test_refusals(changed: Tensor, options: dict[str, Any], reason: str) -> None
         assert refusal(*lists, [torch.ones(())], options) == reason
 
 
-def test_refusal_of_sizes_and_steps() -> None:
+def test_refusal_of_shapes_and_steps() -> None:
     for place in range(4):
-        lists = [[torch.ones(2 if k == place else 3)] for k in range(4)]
-        assert refusal(*lists, [torch.ones(())], {}) == "a gradient or state is not of its parameter's size"
+        for other in ((2, 3), (6,), (3, 2, 1)):
+            lists = [[torch.ones(other if k == place else (3, 2))] for k in range(4)]
+            assert refusal(*lists, [torch.ones(())], {}) == "a gradient or state is not of its parameter's shape"
     lists = [[torch.ones(2)] for _ in range(4)]
     for step in (torch.tensor(1), torch.ones((), dtype=torch.float64), torch.ones((), device="meta")):
         assert refusal(*lists, [step], {}) == "not all steps are float32 on the CPU"
@@ -491,13 +497,133 @@ def test_without_a_compiler_it_says_so(building: Path, monkeypatch: pytest.Monke
     )
 
 
-def test_a_folder_that_cannot_be_written_is_named(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def counted(folder: Path) -> str:
+    """A compiler that copies the real library and notes that it was called."""
+    return compiler(folder, f'echo once >> {folder}/calls; cp {made()} "$out"')
+
+
+@functools.cache
+def made() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    build._compile(build._compiler(), cpu._SOURCE, folder / "made.so")
+    return folder / "made.so"
+
+
+def calls(folder: Path) -> int:
+    return len((folder / "calls").read_text().splitlines())
+
+
+def kept(folder: Path) -> Path:
+    (path,) = (folder / "cache").iterdir()
+    return path
+
+
+def again() -> str | None:
+    cpu._load.cache_clear()
+    return refusal([], [], [], [], [], {})
+
+
+def test_it_is_built_once_and_then_needs_no_compiler(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", counted(building))
+    assert again() is again() is None
+    assert calls(building) == 1
+    assert kept(building).stat().st_mode & 0o777 == 0o755
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(building))
+    assert again() is None
+
+
+def truncated(path: Path) -> str:
+    path.write_bytes(path.read_bytes()[:50_000])
+    return "is damaged: its 50000 bytes have not the hash in its name"
+
+
+def emptied(path: Path) -> str:
+    path.write_bytes(b"")
+    return "is damaged: its 0 bytes"
+
+
+def opened_to_others(path: Path) -> str:
+    path.chmod(0o777)
+    return "is not used: others can write it (mode 777)"
+
+
+def linked(path: Path) -> str:
+    path.rename(path.parent.parent / "elsewhere.so")
+    path.symlink_to(path.parent.parent / "elsewhere.so")
+    return "cannot be read"
+
+
+def of_another(path: Path) -> str:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(path, 12345, 12345)
+    return "is not used: it belongs to another user (12345)"
+
+
+@pytest.mark.parametrize("spoil", [truncated, emptied, opened_to_others, linked, of_another])
+def test_a_library_that_was_spoilt_is_built_anew(
+    building: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], str]
+) -> None:
+    monkeypatch.setenv("CXX", counted(building))
+    assert again() is None
+    reason = spoil(kept(building))
+    with pytest.warns(UserWarning, match=re.escape(f"compiled code was not loaded: {kept(building)} {reason}")):
+        assert again() is None
+    assert again() is None
+    assert calls(building) == 2
+    reason = spoil(kept(building))
+    monkeypatch.setenv("CXX", "nonesuch")
+    with pytest.warns(UserWarning, match="was not loaded"):
+        refused = again()
+    assert refused is not None
+    assert refused.startswith("there is no C++ compiler to build it with (nonesuch is not on the PATH); ")
+    assert reason in refused
+
+
+@pytest.mark.parametrize("what", ["folder of others", "folder of another", "no folder", "no home"])
+def test_where_nothing_can_be_kept_it_is_built_for_the_process(
+    building: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setenv("CXX", counted(building))
+    assert again() is None
+    if what == "folder of others":
+        (building / "cache").chmod(0o777)
+        reason = "others can write it (mode 777)"
+    elif what == "folder of another":
+        reason = of_another(building / "cache").removeprefix("is not used: ")
+    elif what == "no folder":
+        (building / "file").touch()
+        monkeypatch.setenv("FADAM_CACHE", str(building / "file" / "cache"))
+        reason = "it cannot be made (Not a directory)"
+    else:
+        monkeypatch.delenv("FADAM_CACHE")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+        def home() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "home", home)
+        reason = "there is no home folder"
+    before = sorted((building / "cache").iterdir())
+    with pytest.warns(UserWarning, match=re.escape(reason) + ".*FADAM_CACHE can name another"):
+        assert again() is None
+    assert sorted((building / "cache").iterdir()) == before
+    assert calls(building) == 2
+    for _ in range(3):
+        assert refusal([], [], [], [], [], {}) is None
+    assert calls(building) == 2
+
+
+def test_where_no_folder_can_be_written_it_says_what_would_help(
+    building: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (building / "file").touch()
+    monkeypatch.setenv("CXX", counted(building))
     monkeypatch.setenv("FADAM_CACHE", str(building / "file" / "cache"))
-    reason = refusal([], [], [], [], [], {})
-    assert reason is not None
-    assert str(building / "file" / "cache") in reason
-    assert "FADAM_CACHE" in reason
+    monkeypatch.setattr(tempfile, "tempdir", str(building / "file"))
+    assert re.match(f".*neither in {building}/file/cache: .*FADAM_CACHE", again() or "")
 
 
 def test_a_compiler_that_fails_is_quoted(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,35 +636,29 @@ def test_a_compiler_that_fails_is_quoted(building: Path, monkeypatch: pytest.Mon
 def test_a_compiler_that_does_not_know_the_processor_compiles_for_any(
     building: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CXX", compiler(building, '[ "$1" = -march=native ] && exit 1; echo "$@" > "$out"'))
-    built = cpu._built()
-    assert "-march=native" not in built.read_text()
-    assert "-O3" in built.read_text()
+    script = f'echo "$@" >> {building}/arguments; [ "$1" = -march=native ] && exit 1; echo > "$out"'
+    monkeypatch.setenv("CXX", compiler(building, script))
     reason = refusal([], [], [], [], [], {})
     assert reason is not None
     assert reason.startswith("the compiled library does not load (")
+    assert list((building / "cache").iterdir()) == []
+    first, second = (building / "arguments").read_text().splitlines()
+    assert first.replace("-march=native ", "") == second
+    assert "-O3" in second
 
 
-def test_it_is_built_once(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", compiler(building, f'echo once >> {building}/calls; echo > "$out"'))
-    assert cpu._built() == cpu._built()
-    assert (building / "calls").read_text() == "once\n"
-
-
-def build(place: Any) -> None:
-    place.put(cpu._built().read_text())
+def build_one() -> None:
+    assert again() is None
 
 
 def test_two_processes_that_build_at_once_both_find_it_whole(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = 'printf first > "$out"; sleep 0.5; printf second >> "$out"'
+    script = f'head -c 5000 {made()} > "$out"; sleep 0.3; cat {made()} > "$out"; sleep 0.3'
     monkeypatch.setenv("CXX", compiler(building, script))
     context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=build, args=(queue,)) for _ in range(2)]
+    processes = [context.Process(target=build_one) for _ in range(2)]
     for process in processes:
         process.start()
-    assert [queue.get(timeout=60) for _ in processes] == ["firstsecond"] * 2
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert len(os.listdir(building / "cache")) == 1
+    assert kept(building).read_bytes() == made().read_bytes()

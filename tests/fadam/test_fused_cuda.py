@@ -188,6 +188,18 @@ def test_strides() -> None:
     assert group.params[2].stride() == (6, 2)
 
 
+def test_what_is_negated_by_a_note_only() -> None:
+    (value,) = normal((300,), seed=100)
+    group, other = Group([value]), Group([value])
+    group.params[0] = torch._neg_view(-value)
+    for t in range(2):
+        grads = normal((300,), seed=t)
+        group.step([torch._neg_view(-grads[0])])
+        other.step(grads)
+    assert group.params[0].is_neg()
+    torch.testing.assert_close(group.params[0].resolve_neg(), other.params[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_parameters_are_rounded_once_a_step(dtype: torch.dtype) -> None:
     values = [x.to(dtype) for x in normal((3001,), seed=100)]
@@ -635,7 +647,7 @@ def test_refusals_of_tensors(accepting: None) -> None:
     assert refusal(single, single, single, single, on("cpu", x), published) is None
     for place in range(4):
         lists = [large if k == place else single for k in range(4)]
-        assert refusal(*lists, single, published) == "a gradient or state is not of its parameter's size"
+        assert refusal(*lists, single, published) == "a gradient or state is not of its parameter's shape"
     assert refusal(single, single, single, single, double, published) == "not all steps are float32"
     assert refusal(single, single, single, on("cuda:0", x.bfloat16()), single, published) is None
     assert "no torch.float64 tensors" in str(refusal(single, single, double, single, single, published))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -266,3 +267,50 @@ def test_implementations_get_no_gradient_that_is_negated_by_a_note_only(monkeypa
     params = leaves([torch.ones(3)])
     run(FAdam(params, foreach=True), params, lambda t: [torch._neg_view(torch.ones(3))], 1)
     assert noted == [False]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_parameters_and_states_that_are_negated_by_a_note_only(path: str) -> None:
+    values = [torch.linspace(-1, 1, 6), torch.ones(2, 3)]
+    noted = [torch._neg_view(-x).requires_grad_() for x in values]
+    plain = leaves(values)
+    opt, other = FAdam(noted, **PATHS[path]), FAdam(plain, **PATHS[path])
+    for one, params in ((opt, noted), (other, plain)):
+        run(one, params, lambda t: [torch.ones_like(x) / t for x in values], 2)
+    opt.state[noted[0]]["momentum"] = torch._neg_view(-opt.state[noted[0]]["momentum"])
+    for one, params in ((opt, noted), (other, plain)):
+        run(one, params, lambda t: [torch.ones_like(x) * t for x in values], 2)
+    for p, q in zip(noted, plain, strict=True):
+        assert p.is_neg()
+        torch.testing.assert_close(p.detach().resolve_neg(), q.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("count", [torch.tensor(3), torch.tensor(3.0, dtype=torch.float64), 3])
+def test_a_step_count_of_another_kind_goes_on(path: str, count: Any) -> None:
+    params, others = leaves(tensors()), leaves(tensors())
+    opt, other = FAdam(params, **PATHS[path]), FAdam(others, **PATHS[path])
+    for one, ps in ((opt, params), (other, others)):
+        run(one, ps, lambda t: tensors(seed=t), 3)
+    for p in params:
+        opt.state[p]["step"] = count.clone() if isinstance(count, Tensor) else count
+    for one, ps in ((opt, params), (other, others)):
+        run(one, ps, lambda t: tensors(seed=t + 3), 2)
+    torch.testing.assert_close([x.detach() for x in params], [x.detach() for x in others], rtol=0, atol=0)
+    assert all(opt.state[p]["step"].dtype == torch.float32 for p in params)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_numbers_of_numpy_are_numbers(path: str) -> None:
+    options: dict[str, Any] = {"lr": 0.5, "eps": 0.25, "clip": 0.5, "weight_decay": 0.125, "maximize": True}
+    params, others = leaves(tensors(torch.float32)), leaves(tensors(torch.float32))
+    opt, other = FAdam(params, **PATHS[path]), FAdam(others, **options, **PATHS[path])
+    kinds = {"lr": np.float32, "eps": np.float64, "clip": np.array, "weight_decay": np.float16, "maximize": np.bool_}
+    opt.param_groups[0].update({name: kind(options[name]) for name, kind in kinds.items()})
+    opt.param_groups[0]["betas"] = (np.float64(0.9), np.float64(0.999))
+    for one, ps in ((opt, params), (other, others)):
+        run(one, ps, lambda t: tensors(torch.float32, seed=t), 3)
+    torch.testing.assert_close(params, others, rtol=0, atol=0)
+    saved = opt.state_dict()["param_groups"][0]
+    assert all(type(saved[name]) is type(options[name]) for name in kinds)
+    assert [type(beta) for beta in saved["betas"]] == [float, float]

@@ -310,7 +310,7 @@ def test_a_step_writes_nothing_beyond_a_state_that_is_too_small(name: str, fused
     room = torch.full((100,), 7.0)
     state = {"step": torch.ones(()), "momentum": torch.zeros(100), "fim": torch.ones(100)}
     opt.state[p] = {**state, name: room[:10]}
-    with pytest.raises(RuntimeError, match="its parameter's size" if fused else "size"):
+    with pytest.raises(RuntimeError, match="its parameter's shape" if fused else "size"):
         run(opt, params, lambda t: [torch.ones(100)], 1)
     assert (room[10:] == 7).all()
 
@@ -331,3 +331,42 @@ def test_a_step_count_is_loaded_to_where_a_new_one_would_be(options: dict[str, A
     with torch.device("meta"):
         other.load_state_dict({**other.state_dict(), "state": {0: {**entry, "step": 4}}})
     assert (other.state[q]["step"].item(), other.state[q]["step"].device.type) == (4.0, "cpu")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_state_of_the_shape_before_a_transposition_is_refused(path: str) -> None:
+    """It has as many elements, so that addresses alone would pair them wrongly."""
+    (p,) = params = leaves([torch.ones(2, 3)])
+    opt = FAdam(params, **PATHS[path])
+    run(opt, params, lambda t: [torch.arange(6.0).view(2, 3)], 1)
+    p.grad = None
+    p.data = p.data.t().contiguous()
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match=r"its parameter's shape|must match the size"):
+        run(opt, params, lambda t: [torch.ones(3, 2)], 1)
+    torch.testing.assert_close(p.detach(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("entry", [torch.tensor([7]), 3, {"decay": 0.9}], ids=str)
+def test_entries_that_belong_to_no_parameter_are_kept(entry: Any) -> None:
+    params = leaves([torch.ones(3)])
+    opt = FAdam(params)
+    run(opt, params, lambda t: [torch.ones(3)], 1)
+    opt.state["k"] = entry  # type: ignore[index]
+    other = FAdam(leaves(params))
+    other.load_state_dict(through_file(opt.state_dict()))
+    assert other.state["k"] == entry  # type: ignore[index]
+    assert len(other.state) == 2
+    run(other, other.param_groups[0]["params"], lambda t: [torch.ones(3)], 1)
+
+
+def test_a_hook_on_saving_may_return_anything() -> None:
+    opt = FAdam([torch.ones(3)], fim_dtype=torch.float32)
+    seen: list[Any] = []
+    handle = opt.register_state_dict_post_hook(
+        lambda _, d: seen.append(d["param_groups"][0]["fim_dtype"]) or {"mine": d}
+    )
+    assert list(opt.state_dict()) == ["mine"]
+    handle.remove()
+    assert seen == ["float32"]
+    assert list(opt.state_dict()) == ["state", "param_groups"]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import fadam
 from experiments.core.errors import ConfigError
 from experiments.vqvae.metrics import CodebookUse, perplexity
-from experiments.vqvae.quantiser import Restart, VectorQuantiser, kmeans, move_state, nearest
+from experiments.vqvae.quantiser import Restart, Seeding, VectorQuantiser, kmeans, move_state, nearest, spread
 
 
 def quantiser(codebook: list[list[float]], **options: object) -> VectorQuantiser:
@@ -118,7 +118,8 @@ def test_first_training_batch_places_the_codes(learning: str) -> None:
     torch.manual_seed(0)
     centres = torch.tensor([[9.0, 0.0], [0.0, 9.0], [-9.0, -9.0]])
     z = (centres.repeat(20, 1) + 0.1 * torch.randn(60, 2)).T.reshape(1, 2, 6, 10)
-    q = VectorQuantiser(3, 2, learning=learning, kmeans_iterations=20)  # type: ignore[arg-type]
+    options = {"learning": learning, "kmeans_iterations": 20, "kmeans_seeding": "spread"}
+    q = VectorQuantiser(3, 2, **options)  # type: ignore[arg-type]
     assert q(z).commitment_loss < 0.1
     placed = q.embedding.weight.detach().clone()
     q.train()(z + 5.0)
@@ -155,6 +156,97 @@ def test_vectors_pass_unquantised_until_the_start() -> None:
     assert torch.equal(started.embedding.weight, resumed.embedding.weight)
     # Evaluation quantises at any time.
     assert not torch.equal(VectorQuantiser(4, 2, start_after=2).eval()(z).codes, z)
+
+
+def error_of(means: torch.Tensor, vectors: torch.Tensor) -> float:
+    return (vectors - means[nearest(vectors, means)]).square().sum(dim=1).mean().item()
+
+
+def test_spread_seeds_find_every_cluster() -> None:
+    torch.manual_seed(0)
+    vectors = (20.0 * torch.randn(12, 1, 4) + 0.1 * torch.randn(12, 30, 4)).reshape(-1, 4)
+    for seed in range(10):
+        rows = spread(vectors, 12, torch.Generator().manual_seed(seed))
+        assert sorted((rows // 30).tolist()) == list(range(12))
+    errors = [error_of(kmeans(vectors, 12, 10, seeding="spread", random=seeded(i)), vectors) for i in range(10)]
+    assert max(errors) < 0.1
+    errors = [error_of(kmeans(vectors, 12, 10, seeding="random", random=seeded(i)), vectors) for i in range(10)]
+    assert max(errors) > 10.0
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("seeding", ["random", "spread"])
+def test_kmeans_is_repeatable_and_leaves_the_global_generator_alone(seeding: Seeding) -> None:
+    vectors = torch.randn(50, 3)
+    before = torch.get_rng_state()
+    one, two = (kmeans(vectors, 8, 5, seeding=seeding, random=seeded(4)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, kmeans(vectors, 8, 5, seeding=seeding, random=seeded(5)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_codes_start_from_the_vectors_given() -> None:
+    torch.manual_seed(0)
+    given = torch.randn(6, 2, 5, 5)
+    q = VectorQuantiser(4, 2, start_after=1)
+    assert not q.starts_next
+    q(torch.randn(1, 2, 3, 3))
+    assert q.starts_next
+    q.start(given)
+    placed = q.embedding.weight.detach().clone()
+    flat = given.movedim(1, -1).reshape(-1, 2)
+    assert error_of(placed, flat) < 0.5 * flat.square().sum(dim=1).mean()
+    out = q(9.0 + torch.randn(1, 2, 3, 3))
+    assert torch.equal(q.embedding.weight, placed)
+    assert out.commitment_loss > 10.0
+    assert not q.starts_next
+    # A resumed run is past its start.
+    resumed = VectorQuantiser(4, 2, start_after=1)
+    resumed.load_state_dict(q.state_dict())
+    assert not resumed.starts_next
+    assert not VectorQuantiser(4, 2, kmeans_iterations=0).starts_next
+
+
+def test_codes_of_little_use_move() -> None:
+    torch.manual_seed(0)
+    q = quantiser([[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]], restart_below=0.5, ema_decay=0.5).train()
+    z = torch.rand(1, 2, 10, 10)
+    z[0, :, 0, 0] = 9.0  # one vector of a hundred: never idle
+    for batch in range(8):
+        q(z)
+        restart = q.restart_idle()
+        # 1/3 halves with each batch: below a half of 1/3 after the second.
+        assert (restart is None) == (batch < 1)
+        if restart is not None:
+            break
+    assert restart.codes.tolist() == [2]
+    assert q.use[2].item() == pytest.approx(1 / 3)
+    assert q.idle.tolist() == [0, 0, 0]
+
+
+def test_no_code_moves_after_the_last_restart() -> None:
+    torch.manual_seed(0)
+    q = quantiser([[0.0, 0.0], [99.0, 99.0]], restart_after=1, restart_until=2).train()
+    for batch in range(4):
+        q.embedding.weight.data[1] = 99.0
+        q(torch.rand(1, 2, 3, 3))
+        assert (q.restart_idle() is None) == (batch >= 2)
+
+
+def test_restarts_do_not_depend_on_the_global_generator() -> None:
+    moved = []
+    for noise in range(2):
+        torch.manual_seed(3)
+        q = VectorQuantiser(16, 4, restart_after=1).train()
+        z = torch.randn(1, 4, 3, 3)
+        torch.rand(1 + noise)
+        q(z)
+        q.restart_idle()
+        moved.append(q.embedding.weight.detach().clone())
+    assert torch.equal(*moved)
 
 
 def test_kmeans_with_fewer_vectors_than_codes_gives_different_codes() -> None:
@@ -238,6 +330,9 @@ def test_a_network_learns_through_the_quantiser() -> None:
         ("start_after", -1, "quantiser.start_after must be at least 0, got -1"),
         ("kmeans_iterations", -1, "quantiser.kmeans_iterations must be at least 0, got -1"),
         ("restart_after", -5, "quantiser.restart_after must be at least 0, got -5"),
+        ("kmeans_seeding", "far", "quantiser.kmeans_seeding must be random or spread, got 'far'"),
+        ("restart_below", 1.0, "quantiser.restart_below must be at least 0 and below 1, got 1.0"),
+        ("restart_until", -1, "quantiser.restart_until must be at least 0, got -1"),
         ("ema_decay", 1.0, "quantiser.ema_decay must be at least 0 and below 1, got 1.0"),
     ],
 )
