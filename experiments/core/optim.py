@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from experiments.core.errors import ConfigError
 from fadam import FAdam
-from fadam.backend import choose
-from fadam.foreach import ForeachBackend
 
 Decay = Literal["all", "no_norms", "no_embeddings"]
 
@@ -89,37 +85,21 @@ def muon(
 
 
 def path_taken(optimizer: Optimizer) -> str:
-    """Which implementation steps the parameters: "fused", "foreach", "for-loop", or "own" of other packages'.
-    Joined by "+" where groups differ. The results of two differ in the last digits.
+    """Which implementation steps the parameters: "fused", "foreach", "single", or "own" of other packages' optimizers.
+    Joined by "+" where groups differ. Results of two differ in their last digits.
     """
-    paths = set()
-    for group in optimizer.param_groups:
-        params = [p for p in group["params"] if p in optimizer.state and p.numel()]
-        if params:
-            paths.add(_group_path(optimizer, group, params))
+    if isinstance(optimizer, FAdam):
+        paths = {taken.path for by_device in optimizer.paths() for taken in by_device.values()}
+    elif not type(optimizer).__module__.startswith("torch.optim"):
+        paths = {"own"}
+    else:
+        paths = {_torch_path(group) for group in optimizer.param_groups}
     return "+".join(sorted(paths))
 
 
-def _group_path(optimizer: Optimizer, group: dict[str, Any], params: list[Tensor]) -> str:
+def _torch_path(group: dict[str, Any]) -> str:
     fused, foreach = group.get("fused"), group.get("foreach")
-    if isinstance(optimizer, FAdam):
-        tensors, grads, momentums, fims = (
-            [t.to_local() if isinstance(t, DTensor) else t for t in some]
-            for some in (
-                [p.detach() for p in params],
-                [torch.zeros_like(p) if p.grad is None else p.grad for p in params],
-                [optimizer.state[p]["momentum"] for p in params],
-                [optimizer.state[p]["fim"] for p in params],
-            )
-        )
-        steps = [optimizer.state[p]["step"] for p in params]
-        chosen = choose(
-            tensors, grads, momentums, fims, steps,
-            foreach=foreach, fused=fused, differentiable=group["differentiable"], options=group,
-        )  # fmt: skip
-        return {None: "for-loop", ForeachBackend: "foreach"}.get(chosen, "fused")  # type: ignore[arg-type]
-    if not type(optimizer).__module__.startswith("torch.optim"):
-        return "own"
     if fused is None and foreach is None:
-        fused, foreach = _default_to_fused_or_foreach(params, group.get("differentiable", False), use_fused=False)
-    return "fused" if fused else "foreach" if foreach else "for-loop"
+        differentiable = group.get("differentiable", False)
+        fused, foreach = _default_to_fused_or_foreach(group["params"], differentiable, use_fused=False)
+    return "fused" if fused else "foreach" if foreach else "single"

@@ -180,10 +180,11 @@ def test_skipped_steps_are_counted_over_interruptions(compose_config, monkeypatc
     ("optimizer", "words", "path"),
     [
         ("fadam", ["+optimizer.foreach=true"], "foreach"),
-        ("fadam", ["+optimizer.foreach=false"], "for-loop"),
-        ("fadam_fixed_eps", ["+optimizer.fused=false"], "for-loop"),
-        ("fadam_gradient_momentum", [], "for-loop"),
-        ("adamw", [], "for-loop"),
+        ("fadam", ["+optimizer.foreach=false"], "single"),
+        ("fadam_fixed_eps", ["+optimizer.fused=false"], "single"),
+        ("fadam_gradient_momentum", [], "single"),
+        ("fadam", ["+optimizer.fused=false"], "single"),
+        ("adamw", [], "single"),
         ("adamw", ["+optimizer.foreach=true"], "foreach"),
         ("adamw", ["+optimizer.fused=true"], "fused"),
         ("lion", [], "own"),
@@ -193,11 +194,3 @@ def test_skipped_steps_are_counted_over_interruptions(compose_config, monkeypatc
 def test_records_name_the_path_taken(compose_config, optimizer: str, words: list[str], path: str) -> None:
     cfg = compose_config("experiment=toy", "logger=none", f"optimizer={optimizer}", *words)
     assert run.execute(cfg)["optimizer_path"] == path
-
-
-def test_the_default_path_of_fadam_is_the_fused_one_where_there_is_one(compose_config) -> None:
-    from fadam.backend import fused_refusal
-
-    refused = fused_refusal([], [], [], [], [], {"stochastic_rounding": False}, "cpu")
-    record = run.execute(compose_config("experiment=toy", "logger=none", "optimizer=fadam"))
-    assert record["optimizer_path"] == ("fused" if refused is None else "for-loop")
