@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             collection.origin,
             options.workers,
             _progress if sys.stdout.isatty() else None,
+            collection.problems,
         )
         print(f"{target}: {summary(manifest)}")
         for kind, count in manifest["problems"].items():

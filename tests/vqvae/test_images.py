@@ -556,7 +556,7 @@ def test_folder_with_splits_must_have_all_three(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
         picture(0).save(tmp_path / split / "a.png")
-    with pytest.raises(DataError, match="has a folder test but none named val"):
+    with pytest.raises(DataError, match="has a folder test but none with files named val"):
         sources.folder(tmp_path)
     (tmp_path / "val").mkdir()
     picture(1).save(tmp_path / "val/a.png")
