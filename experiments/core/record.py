@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.core.errors import StorageError
 from experiments.core.files import write_whole
 
 SCHEMA = 1
@@ -96,8 +97,16 @@ def jsonable(value: Any) -> Any:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write the whole record or nothing."""
-    write_whole(path, json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write the whole record or nothing.
+
+    Raises:
+        StorageError: naming the file, and why it cannot be written.
+    """
+    text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {os.strerror(error.errno or 0).lower()}") from error
 
 
 def versions() -> dict[str, str]:
