@@ -118,10 +118,13 @@ bench-llm: $(READY) ## tokens per second of our training run against a bare PyTo
 	@$(PY) -m scripts.bench_llm
 
 # ---- the house ----------------------------------------------------------------------------------------------------
-.PHONY: test lint format wheel clean
+.PHONY: test torture lint format wheel clean
 test: $(READY) ## lint, types and tests (about 10 minutes on 2 cores)
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q
+
+torture: $(READY) ## end runs and sweeps at random moments, and feed rotten data (about an hour): docs/reliability.md
+	@$(PY) -m pytest -q -s -m "long or not long" tests/torture $(wildcard tests/*/test_rotten*.py)
 
 lint: $(READY) ## ruff and mypy
 	@$(VENV)/bin/ruff check .
