@@ -50,8 +50,8 @@ data-vqvae: $(READY) ## fetch photographs from Debian's packages and cut them in
 # ---- the comparisons ------------------------------------------------------------------------------------------------
 EXPERIMENTS_asr := asr_$(SCALE)
 EXPERIMENTS_llm := llm_$(SCALE)
-EXPERIMENTS_vqvae := vqvae_$(SCALE),vqvae_$(SCALE)_gaussian
-EMBEDDED := $(filter cpu study,$(SCALE))
+EXPERIMENTS_vqvae := vqvae_$(SCALE)
+EMBEDDED := $(filter cpu,$(SCALE))
 
 .PHONY: $(TASKS:%=reproduce-%) $(TASKS:%=tune-%)
 reproduce-asr: ## Adam against FAdam on speech: trains, then compares with the published runs
