@@ -1,46 +1,101 @@
 """Evaluate a finished run's checkpoint again on its test splits.
 
 python -m experiments.evaluate runs/asr/cpu/fadam/main-s1 [--checkpoint best]
+
+The folder may be somebody else's. What its config.yaml names is made only where it is part of this project, torch,
+torchaudio, transformers, lightning or the optimizers' packages; --allow names further packages that may be trusted.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.core.errors import DataError, UserError
+from experiments.core.command import MISTAKE, in_a_sentence
+from experiments.core.errors import ConfigError, DataError
+
+TRUSTED = ("experiments", "fadam", "torch", "torchaudio", "transformers", "lightning", "pytorch_optimizer")
+MADE = ("data", "model", "optimizer", "scheduler", "module")
 
 
-def evaluate(run: Path, checkpoint: str = "last") -> dict[str, float]:
+def targets(node: Any) -> Iterator[str]:
+    """Everything that Hydra would import and call to make `node`."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from targets(value)
+
+
+def check_targets(config: Mapping[str, Any], allow: Sequence[str] = ()) -> None:
+    """Refuse a config that would run code of packages that are not trusted.
+
+    Raises:
+        ConfigError: naming the callable and what is trusted.
+    """
+    trusted = (*TRUSTED, *allow)
+    for name in (name for part in MADE for name in targets(config.get(part))):
+        if name.partition(".")[0] not in trusted:
+            raise ConfigError(
+                f"config.yaml would call {name!r}, which is no part of {', '.join(trusted)}; "
+                f"--allow {name.partition('.')[0]} trusts it"
+            )
+
+
+def evaluate(run: Path, checkpoint: str = "last", allow: Sequence[str] = ()) -> dict[str, float]:
     """Metrics of a checkpoint on the test splits.
 
     Args:
         run: a run's folder, with `config.yaml` and checkpoints in it.
         checkpoint: "last" or "best".
+        allow: packages that config.yaml may name besides those of `TRUSTED`.
 
     Raises:
-        DataError: the folder holds no such run.
+        DataError: the folder holds no such run, or no whole checkpoint.
+        ConfigError: its config would run code that is not trusted.
     """
-    import torch
-    from lightning import Trainer
-    from omegaconf import DictConfig, OmegaConf
-
-    from experiments.core.run import build_data, build_module, quiet_lightning
-
-    quiet_lightning()
     weights = run / f"{checkpoint}.ckpt"
     for needed in (run / "config.yaml", weights):
         if not needed.exists():
             raise DataError(f"{needed} is missing; name the folder of a run made by experiments.train")
-    cfg = OmegaConf.load(run / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+    from omegaconf import OmegaConf
+
+    # Resolved before it is looked at: what is checked is what is made.
+    plain = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
+    if (
+        not isinstance(plain, dict)
+        or not {*MADE, "trainer", "threads", "seed", "data_seed", "callbacks"} <= plain.keys()
+    ):
+        raise DataError(f"{run / 'config.yaml'} is no config of a run made by experiments.train")
+    check_targets(plain, allow)  # type: ignore[arg-type]
+
+    import torch
+    from lightning import Callback, Trainer
+
+    from experiments.core.callbacks import EvaluationWeights
+    from experiments.core.folder import read_checkpoint
+    from experiments.core.run import build_data, build_module, quiet_lightning
+
+    try:
+        read_checkpoint(weights)
+    except Exception as error:  # torch has many for a file that is no whole checkpoint
+        raise DataError(f"{weights} cannot be read: {str(error).splitlines()[0]}") from error
+    quiet_lightning()
+    cfg = OmegaConf.create(plain)
     torch.set_num_threads(cfg.threads)
     data, module = build_data(cfg), build_module(cfg)
+    callbacks: list[Callback] = [EvaluationWeights()] if "evaluation_weights" in plain["callbacks"] else []
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=1,
         precision=cfg.trainer.precision,
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         default_root_dir=str(run),
@@ -49,15 +104,21 @@ def evaluate(run: Path, checkpoint: str = "last") -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", type=Path, help="folder of a run, such as runs/asr/cpu/fadam/main-s1")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    parser.add_argument("--allow", action="append", default=[], metavar="package", help="trust this package too")
     args = parser.parse_args()
     try:
-        metrics = evaluate(args.run, args.checkpoint)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        metrics = evaluate(args.run, args.checkpoint, args.allow)
+    except Exception as error:
+        sentence = in_a_sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return MISTAKE
     from rich.console import Console
     from rich.table import Table
 
@@ -65,7 +126,8 @@ def main() -> None:
     for name, value in sorted(metrics.items()):
         table.add_row(name, f"{value:.5g}")
     Console().print(table)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -20,7 +20,8 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.core import resolvers as resolvers
-from experiments.core.errors import ConfigError, UserError
+from experiments.core.command import MISTAKE, in_a_sentence, leave
+from experiments.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -90,15 +91,19 @@ def table(cfg: DictConfig) -> Table:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> None:
+    from rich.console import Console
+
     try:
         if cfg.trainer.devices == "auto":
             raise ConfigError("trainer.devices must be a number, got 'auto'")
-        from rich.console import Console
-
         Console().print(table(cfg))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        sentence = in_a_sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(MISTAKE)
 
 
 if __name__ == "__main__":
-    main()
+    leave(main)

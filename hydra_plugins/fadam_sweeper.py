@@ -11,21 +11,31 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 
 
 class FadamSweeper(BasicSweeper):
-    """Refuses a sweep of which two runs would share a record."""
+    """Refuses a sweep of which two runs would share a record or one has an option that is not allowed. Goes on where a
+    run is refused, and then leaves with status 2.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.records: dict[str, Sequence[str]] = {}
 
+    def setup(self, **words: Any) -> None:
+        super().setup(**words)
+        assert self.launcher is not None
+        self.launcher = self.tally = _Tally(self.launcher)
+
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Composes the config of each run.
 
         Raises:
-            ConfigError: two runs would share a record. Names both.
+            UserError: two runs would share a record, or an option is not allowed. Names the runs.
         """
+        from experiments.core.checks import check_choices
         from experiments.core.errors import ConfigError
 
         assert self.hydra_context is not None
@@ -36,6 +46,7 @@ class FadamSweeper(BasicSweeper):
             for overrides in batch:
                 cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
                 hydra.set_config(cfg)
+                check_choices(cfg)
                 record = f"{cfg.paths.run_dir}.json"
                 other = self.records.setdefault(record, overrides)
                 if other is not overrides:
@@ -51,10 +62,37 @@ class FadamSweeper(BasicSweeper):
             hydra.cfg = before
 
     def sweep(self, arguments: list[str]) -> Any:
-        from experiments.core.errors import UserError
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         try:
-            return super().sweep(arguments)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            done = super().sweep(arguments)
+        except TerminatedWorkerError:
+            print(
+                "error: a run's process was killed, which is what the system does where memory ends; "
+                "the same command goes on with what is missing",
+                file=sys.stderr,
+            )
+            sys.exit(1)
+        if self.tally.refused:
+            print(f"error: {self.tally.refused} of {self.tally.runs} runs have no record", file=sys.stderr)
             sys.exit(2)
+        return done
+
+
+class _Tally(Launcher):
+    """A launcher that counts the runs that were refused, each of which has said so, and hands on the others."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher, self.runs, self.refused = launcher, 0, 0
+
+    def setup(self, **words: Any) -> None:
+        self.launcher.setup(**words)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from experiments.core.errors import UserError
+
+        done = self.launcher.launch(job_overrides, initial_job_idx)
+        kept = [job for job in done if job.status != JobStatus.FAILED or not isinstance(job._return_value, UserError)]
+        self.runs += len(done)
+        self.refused += len(done) - len(kept)
+        return kept

@@ -44,6 +44,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {args.out} cannot be written ({error.strerror}): choose another --out", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was changed", file=sys.stderr)
         return 130

@@ -37,7 +37,7 @@ def prepare(experiment: str, overrides: list[str]) -> TextData:
     return data
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="llm_cpu", help="a config of configs/experiment (default: llm_cpu)")
     parser.add_argument("overrides", nargs="*", help="as of experiments.train, such as data=llm_sotu_bytes")
@@ -45,7 +45,11 @@ def main() -> None:
     try:
         data = prepare(arguments.experiment, arguments.overrides)
     except (UserError, HydraException) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
 
     table = Table(title=f"{data.source.name}, {data.spec['kind']} of {data.tokenizer.vocab_size} tokens")
     for heading in ("split", "documents", "bytes", "tokens", "bytes/token"):
@@ -56,7 +60,10 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(f"{data.packed.folder}\n{data.fingerprint}", soft_wrap=True)
+    for kind, count in data.problems.items():
+        console.print(f"{kind}: {count}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,13 +4,13 @@
 
 Every record becomes one W&B run, grouped by study (task and scale) and arm, with its config, learning curve and final
 metrics. Its id is made from what it is, so that pushing twice changes nothing. Runs that `logger=wandb` wrote offline
-are synced from the same folder; W&B remembers which it has.
+are synced from the same folder, all parts of an interrupted one together; W&B remembers which it has. A run that was
+logged, online or offline, has the id of its record, which is then not pushed a second time.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from typing import Any, Literal
 from rich.progress import track
 
 from experiments.analysis.records import Record, load_records, one_line_warnings
-from experiments.core.loggers import unreachable
+from experiments.core.loggers import run_id, unreachable
 
 
 def identity(record: Record) -> str:
     """An id for W&B, the same for the same run on every machine."""
-    parts = (record.task, record.scale, record.variant, record.arm, record.trial, str(record.seed), record.config_hash)
-    return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
+    names = (record.task, record.scale, record.variant, record.arm, record.trial)
+    return run_id(*names, record.seed, record.config_hash)
 
 
 def settings(record: Record, project: str) -> dict[str, Any]:
@@ -59,10 +59,21 @@ def push(record: Record, project: str, folder: Path, mode: Literal["online", "of
     run.finish()
 
 
+def logged(root: Path) -> set[str]:
+    """The ids of the runs that were logged while they trained, online or offline."""
+    return {path.name.rsplit("-", 1)[1] for path in root.rglob("wandb/*run-*-*") if path.is_dir()}
+
+
 def offline_runs(root: Path) -> list[Path]:
     """Folders of runs that were logged offline and have not been synced."""
     found = sorted(path for path in root.rglob("offline-run-*") if path.is_dir())
     return [path for path in found if not list(path.glob("*.wandb.synced"))]
+
+
+def sync(folders: Sequence[Path]) -> bool:
+    """Upload the parts of one run, in the order of their start; whether that worked."""
+    words = [sys.executable, "-m", "wandb", "sync", "--yes", *map(str, folders)]
+    return subprocess.run(words, check=False).returncode == 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,14 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.task in (None, r.task) and options.scale in (None, r.scale) and r.scale != "smoke"
     ]
     folders = offline_runs(options.runs)
+    known = logged(options.runs)
+    records = [record for record in records if identity(record) not in known]
     if not records and not folders:
+        if known:
+            print(f"{len(known)} runs in {options.runs} were logged while they trained; nothing is left to push")
+            return 0
         print(f"error: no run records and no offline runs in {options.runs}", file=sys.stderr)
         return 2
     groups = sorted({(f"{r.task}-{r.scale}", r.arm) for r in records})
     for group, arm in groups:
         count = sum((f"{r.task}-{r.scale}", r.arm) == (group, arm) for r in records)
         print(f"{group}, {arm}: {count} records")
-    print(f"{len(records)} records, {len(folders)} offline runs")
+    print(f"{len(records)} records, {len({folder.name.rsplit('-', 1)[1] for folder in folders})} offline runs")
     if options.dry_run:
         return 0
     reason = unreachable()
@@ -99,12 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     scratch.mkdir(parents=True, exist_ok=True)
     for record in track(records, description="records"):
         push(record, options.project, scratch)
-    failed = 0
-    for folder in track(folders, description="offline runs"):
-        done = subprocess.run([sys.executable, "-m", "wandb", "sync", str(folder)], check=False)
-        failed += done.returncode != 0
+    parts: dict[str, list[Path]] = {}
+    for folder in folders:
+        parts.setdefault(folder.name.rsplit("-", 1)[1], []).append(folder)
+    failed = sum(not sync(runs) for runs in track(list(parts.values()), description="offline runs"))
     if failed:
-        print(f"error: {failed} of {len(folders)} offline runs could not be synced", file=sys.stderr)
+        print(f"error: {failed} of {len(parts)} offline runs could not be synced", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments.core import run
+from experiments.core.checks import check_choices
 from experiments.core.data import ResumableDataModule
 from experiments.core.module import TaskModule
 
@@ -30,7 +31,7 @@ def test_experiment_instantiates(compose_config, experiment: str) -> None:
     # The arms of the study belong to the study's experiments, which share all else with the small ones.
     for optimizer in OPTIMIZERS if experiment == "llm_study" else ("adam", "adamw", "adamw_clip", "fadam"):
         cfg = compose_config(f"experiment={experiment}", f"optimizer={optimizer}")
-        run.check_choices(cfg)
+        check_choices(cfg)
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert cfg.arm == optimizer
     assert experiment.startswith(f"{cfg.task}_{cfg.scale}")

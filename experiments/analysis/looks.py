@@ -8,10 +8,13 @@ challenger. It is looked at after `looks` pairs, e.g. (12, 20, 40), and asked tw
 
 More looks give chance more occasions. So the level is spent over the looks by the O'Brien-Fleming type function of Lan
 and DeMets (1983): little at first, most at the last. Boundaries are those of a normal process; as nominal significance
-levels they are held against Student's t tests (the significance level approach of Jennison and Turnbull 2000). A test's
-sequential p is the smallest level at which it would have crossed its boundary at some look so far (Liu and Anderson
-2008). It falls or stays from look to look. Under the null it is at most u with probability at most u, whenever one
-stops and why. Families of comparisons, words and verdicts: families.py. Planning: power.py.
+levels they are held against Student's t tests (the significance level approach of Jennison and Turnbull 2000). This
+errs by little: of normal differences, 5% becomes 5.0 to 5.2% (looks at 12, 20, 40 and at 12, 20), with heavy tails it
+becomes less. Skewed differences are another matter, as for every t test of few pairs.
+
+A test's sequential p is the smallest level at which it would have crossed its boundary at some look so far (Liu and
+Anderson 2008). It falls or stays from look to look. Under the null it is at most u with probability at most u, whenever
+one stops and why. Families of comparisons, words and verdicts: families.py. Planning: power.py.
 
 Diverged runs are infinitely bad: a difference of inf (the baseline diverged), -inf (the challenger) or nan (both). A
 mean says nothing then, so as long as one is among the pairs looked at:
@@ -190,9 +193,10 @@ def signed_rank(differences: Array) -> tuple[float, float]:
     """
     d = differences[(differences != 0) & ~np.isnan(differences)]
     ranks = np.rint(2 * rankdata(np.abs(d))).astype(int)  # twice the rank: a whole number with ties, too
-    chance = np.ones(1)
+    chance = np.zeros(ranks.sum() + 1)  # of each sum of the positive ones' ranks
+    chance[0] = 1.0
     for rank in ranks:
-        chance = (np.pad(chance, (0, rank)) + np.pad(chance, (rank, 0))) / 2
+        chance[rank:], chance[:rank] = (chance[rank:] + chance[:-rank]) / 2, chance[:rank] / 2
     at = int(ranks[d > 0].sum())
     more = np.sign(np.isposinf(d).sum() - np.isneginf(d).sum())  # of which sign there are more infinite ones
     above, below = min(1.0, float(chance[at:].sum())), min(1.0, float(chance[: at + 1].sum()))
@@ -242,13 +246,14 @@ def evidence(differences: ArrayLike, looks: Sequence[int], matters: float) -> Ev
         none = np.empty((*d.shape[:-1], 0))
         return Evidence(none, none, none)
 
-    def tests(null: float, side: int) -> Array:
-        return sequential_p(np.stack([one_sided(first, null)[side] for first in taken], axis=-1), looks)
-
-    diverged = np.stack([~np.isfinite(first).all(-1) for first in taken], axis=-1)
-    more = np.stack([np.sum(np.isposinf(first) * 1 - np.isneginf(first), axis=-1) for first in taken], axis=-1)
-    better, worse = np.where(more < 0, 1.0, tests(0.0, 0)), np.where(more > 0, 1.0, tests(0.0, 1))
-    equivalent = np.maximum(tests(-matters, 0), tests(matters, 1))
+    zero, low, high = (
+        [sequential_p(np.stack(p, axis=-1), looks) for p in zip(*(one_sided(d, null) for d in taken), strict=True)]
+        for null in (0.0, -matters, matters)
+    )
+    diverged = np.stack([~np.isfinite(d).all(-1) for d in taken], axis=-1)
+    more = np.stack([np.sum(np.isposinf(d) * 1 - np.isneginf(d), axis=-1) for d in taken], axis=-1)
+    better, worse = np.where(more < 0, 1.0, zero[0]), np.where(more > 0, 1.0, zero[1])
+    equivalent = np.maximum(low[0], high[1])
     return Evidence(
         np.minimum(1.0, 2 * np.minimum(better, worse)),
         np.where(better <= worse, 1.0, -1.0),

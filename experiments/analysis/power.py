@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq  # type: ignore[import-untyped,unused-ignore]
 from scipy.special import chdtri, ndtr, stdtrit  # type: ignore[import-untyped,unused-ignore]
 
 from experiments.analysis.looks import ALPHA, Looks, check_looks, nominal_levels, one_sided
 
 POWER = 0.9
-_STUDIES = 20_000  # simulated; the standard error of a power of 0.9 is 0.2%
 
 
 def superiority_power(sd: float, n: int, difference: float, alpha: float = ALPHA) -> float:
@@ -96,23 +96,24 @@ def course(
     looks: Sequence[int],
     difference: float,
     alpha: float = ALPHA,
-    studies: int = _STUDIES,
+    studies: int = 20_000,
     seed: int = 0,
 ) -> Course:
     """How a comparison with these looks goes at a true `difference`, over simulated studies with a fixed `seed`.
 
-    It stops at the first look at which it is decided. Raises as `nominal_levels` does.
+    It stops at the first look at which it is decided. A power of 0.9 over 20,000 studies has a standard error of 0.2%.
+    Raises as `nominal_levels` does.
     """
     looks = check_looks(looks)
     draws = np.random.default_rng(seed).normal(difference, sd, (studies, looks[-1]))
 
-    def crossed(null: float, side: int, level: float) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-        tests = [one_sided(draws[:, :n], null)[side] for n in looks]
-        hits = np.stack(tests, axis=1) <= nominal_levels(looks, level)
-        return np.logical_or.accumulate(hits, axis=1)
+    def crossed(null: float, level: float) -> list[NDArray[np.bool_]]:  # above `null`, below it: (studies, looks) each
+        tests = zip(*(one_sided(draws[:, :n], null) for n in looks), strict=True)
+        hits = [np.stack(p, axis=1) <= nominal_levels(looks, level) for p in tests]
+        return [np.logical_or.accumulate(h, axis=1) for h in hits]
 
-    better, worse = crossed(0.0, 0, alpha / 2), crossed(0.0, 1, alpha / 2)
-    equivalent = crossed(-matters, 0, alpha) & crossed(matters, 1, alpha)
+    better, worse = crossed(0.0, alpha / 2)
+    equivalent = crossed(-matters, alpha)[0] & crossed(matters, alpha)[1]
     decided = better | worse | equivalent
     last = np.where(decided.any(1), decided.argmax(1), len(looks) - 1)
     row = np.arange(studies)

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 import fadam
-from experiments.core.errors import ConfigError
+from experiments.core.checks import NON_FINITE
+from experiments.core.errors import ConfigError, DivergedError
 from experiments.core.module import TaskModule
 
 
@@ -66,6 +68,8 @@ class History(Callback):
         self.step_times: list[float] = []
         self.seconds = 0.0
         self.diverged = False
+        # Option -> the metric that it names, for the evaluations to report; the run sets it.
+        self.watched: dict[str, str] = {}
         self._loss_sum: torch.Tensor | None = None
         self._loss_count = 0
         self._clock = self._batch_clock = time.perf_counter()
@@ -77,6 +81,9 @@ class History(Callback):
             "step_times": self.step_times,
             "seconds": self.seconds + time.perf_counter() - self._clock,
             "diverged": self.diverged,
+            # Of a run that is ended between two evaluations.
+            "_loss_sum": self._loss_sum,
+            "_loss_count": self._loss_count,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -133,6 +140,12 @@ class History(Callback):
             return
         entry: dict[str, Any] = {"step": step}
         entry |= {name: value.item() for name, value in trainer.callback_metrics.items() if is_evaluation(name)}
+        for option, metric in self.watched.items():
+            if metric not in entry:
+                raise ConfigError(
+                    f"{option} must be one of {', '.join(sorted(entry.keys() - {'step'}))}, which evaluations report, "
+                    f"got {metric!r}"
+                )
         if self._loss_sum is not None:
             entry["train/loss"] = trainer.strategy.reduce(self._loss_sum).item() / self._loss_count
             self.diverged = self.diverged or not math.isfinite(entry["train/loss"])
@@ -159,18 +172,73 @@ class GradientScale(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, self.factor)
+        if gradients:
+            torch._foreach_mul_(gradients, self.factor)
+
+
+class NonFiniteGradients(Callback):
+    """What happens at a step whose gradients are not all finite, before they are scaled, clipped or used.
+
+    Args:
+        policy: "keep" leaves them to the optimizer, at no cost. "error" ends the run, naming a parameter; "skip" leaves
+            the step out, schedule and data going on, and counts it. Both cost one device synchronisation a step.
+
+    Raises:
+        ConfigError: unknown `policy`.
+    """
+
+    def __init__(self, policy: str = "keep") -> None:
+        if policy not in NON_FINITE:
+            raise ConfigError(f"nonfinite_gradients must be keep, error or skip, got {policy!r}")
+        self.policy, self.skipped = policy, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped} if self.policy == "skip" else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self.policy == "keep":
+            return
+        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
+        grads = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for _, p in named]
+        # One synchronisation: a maximum of magnitudes is finite where all of them are.
+        norms = torch._foreach_norm([g for g in grads if g.numel()], ord=math.inf) if grads else ()
+        bad = bool(norms) and not bool(torch.stack([n.float() for n in norms]).isfinite().all())
+        if not trainer.strategy.reduce_boolean_decision(bad, all=False):
+            return
+        if self.policy == "error":
+            for (name, _), grad in zip(named, grads, strict=True):
+                count = int((~grad.isfinite()).sum())
+                if count:
+                    raise DivergedError(
+                        f"the gradient of {name} is not finite at step {trainer.global_step + 1} ({count} of "
+                        f"{grad.numel()} numbers); nonfinite_gradients=skip leaves such steps out"
+                    )
+            raise DivergedError(f"a gradient is not finite at step {trainer.global_step + 1}, in another process")
+        self.skipped += 1
+        for _, parameter in named:
+            parameter.grad = None  # no optimizer steps a parameter without one
 
 
 class EvaluationWeights(Callback):
     """For optimizers that keep other weights for evaluation than for training, such as schedule-free AdamW: calls their
-    `eval()` before each evaluation and at the end, and `train()` before training goes on. Checkpoints hold the
-    weights of training.
+    `eval()` before each evaluation and at the end, and `train()` before training goes on. Checkpoints hold the weights
+    of training; a test of a checkpoint finds those of evaluation with the optimizer's state in it.
     """
 
     def _switch(self, trainer: Trainer, mode: str) -> None:
         for optimizer in trainer.optimizers:
             getattr(optimizer, mode)()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.TESTING:
+            return
+        assert isinstance(pl_module, TaskModule)
+        optimizer: Any = pl_module.build_optimizer()
+        optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+        optimizer.eval()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._switch(trainer, "train")

@@ -24,7 +24,7 @@ def unknown_keys(words: Sequence[str]) -> Iterator[str]:
     """
     pairs = [word.partition("=")[::2] for word in words if "=" in word and word[0].isalpha()]
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    chosen = [f"{key}={_first_choice(value)}" for key, value in pairs if key in groups]
+    chosen = [f"{key}={_first_choice(value)}" for key, value in pairs if key in groups or key == "hydra.searchpath"]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):

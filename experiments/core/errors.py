@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Base of the errors that `experiments.train` prints as a sentence, leaving with status 2."""
+    """Base of the errors that the commands print as a sentence, leaving with status 2."""
 
 
 class DataError(UserError, RuntimeError):
@@ -13,3 +13,11 @@ class DataError(UserError, RuntimeError):
 
 class ConfigError(UserError, ValueError):
     """An option has a value that is not allowed. The message names the option, the value and the choices."""
+
+
+class StorageError(UserError):
+    """A file cannot be written. The message names it and the reason."""
+
+
+class DivergedError(UserError):
+    """A number is not finite that was asked to be. The message names it."""

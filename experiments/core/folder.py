@@ -18,11 +18,18 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments.core import record as rec
+from experiments.core.checkpoint import BEFORE, LAST
 from experiments.core.errors import ConfigError
+from experiments.core.files import write_whole
 
 # Loader workers notice after 5 s that a killed run is gone, and hold its lock until then.
 WORKERS_END_S = 15.0
 SHOWN_KEYS = 4
+
+
+@rank_zero_only
+def rank_zero_print(text: str) -> None:
+    print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class RunFolder:
         try:
             now = datetime.datetime.now(datetime.timezone.utc)
             holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now.isoformat(timespec="seconds")}
-            rec.write_whole(self._holder, json.dumps(holder | self.identity.state()))
+            write_whole(self._holder, json.dumps(holder | self.identity.state()))
             yield
         finally:
             self._holder.unlink(missing_ok=True)
@@ -174,8 +181,7 @@ class RunFolder:
                     f"{self.record} is the record of another run ({self.identity.differences(other)}); "
                     + _advice("replace it with overwrite=true")
                 )
-        last = self.stem / "last.ckpt"
-        found = read_checkpoint(last) if last.exists() else None
+        found = self._last_whole()
         if found is not None and found.identity == self.identity:
             if resume == "auto":
                 return str(found.path)
@@ -185,6 +191,32 @@ class RunFolder:
                 f"({self.identity.differences(found.identity)}); " + _advice("replace it with overwrite=true")
             )
         return None
+
+    def _last_whole(self) -> Found | None:
+        """The last checkpoint that can be read. Says which cannot."""
+        for path in (self.stem / LAST, self.stem / BEFORE):
+            if not path.exists():
+                continue
+            try:
+                return read_checkpoint(path)
+            except Exception as error:  # torch has many for a file that is no whole checkpoint
+                reason = str(error).partition("\n")[0]
+                rank_zero_print(
+                    f"{path} cannot be read ({type(error).__name__}: {reason}), so an earlier state is taken"
+                )
+        return None
+
+    def tidy(self) -> None:
+        """Removes what killed processes have left half written, and checkpoints that Lightning would take by itself."""
+        for pattern in (".*.tmp", "hpc_ckpt_*.ckpt"):
+            for stray in self.stem.glob(pattern):
+                stray.unlink()
+        for stray in self.stem.parent.glob(f".{self.record.name}.*.tmp"):
+            stray.unlink()
+
+    def done(self) -> None:
+        """Removes what only an interrupted run needs."""
+        (self.stem / BEFORE).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes the checkpoints that are here. Another run's record stays until this one's replaces it."""

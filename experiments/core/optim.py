@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from experiments.core.errors import ConfigError
+from fadam import FAdam
 
 Decay = Literal["all", "no_norms", "no_embeddings"]
 
@@ -80,3 +82,24 @@ def muon(
             split.append({"params": others, "use_muon": False, "betas": tuple(betas), "eps": eps, **common})
     made: Optimizer = Muon(split)
     return made
+
+
+def path_taken(optimizer: Optimizer) -> str:
+    """Which implementation steps the parameters: "fused", "foreach", "single", or "own" of other packages' optimizers.
+    Joined by "+" where groups differ. Results of two differ in their last digits.
+    """
+    if isinstance(optimizer, FAdam):
+        paths = {taken.path for by_device in optimizer.paths() for taken in by_device.values()}
+    elif not type(optimizer).__module__.startswith("torch.optim"):
+        paths = {"own"}
+    else:
+        paths = {_torch_path(group) for group in optimizer.param_groups}
+    return "+".join(sorted(paths))
+
+
+def _torch_path(group: dict[str, Any]) -> str:
+    fused, foreach = group.get("fused"), group.get("foreach")
+    if fused is None and foreach is None:
+        differentiable = group.get("differentiable", False)
+        fused, foreach = _default_to_fused_or_foreach(group["params"], differentiable, use_fused=False)
+    return "fused" if fused else "foreach" if foreach else "single"

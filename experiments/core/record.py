@@ -15,6 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.core.errors import StorageError
+from experiments.core.files import write_whole
+
 SCHEMA = 1
 PACKAGES = (
     "fadam", "torch", "torchaudio", "lightning", "hydra-core", "transformers", "datasets", "tokenizers",
@@ -22,6 +25,10 @@ PACKAGES = (
 )  # fmt: skip
 # Says where and how a run is watched, not what is computed.
 NOT_HASHED = ("paths", "logger", "callbacks", "progress", "resume", "overwrite", "label", "multirun")
+
+
+# Options younger than published records, which are hashed only where they are not at their default.
+DEFAULTS = {"nonfinite_gradients": "keep"}
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
@@ -41,7 +48,7 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
                     return name + value[len(folder) :]
         return value
 
-    kept = {str(k): v for k, v in container.items() if k not in NOT_HASHED}
+    kept = {str(k): v for k, v in container.items() if k not in NOT_HASHED and (k, v) not in DEFAULTS.items()}
     cleaned: dict[str, Any] = clean(kept)
     return cleaned
 
@@ -89,20 +96,17 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write the whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write the whole record or nothing."""
-    write_whole(path, json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False))
+    """Write the whole record or nothing.
+
+    Raises:
+        StorageError: naming the file, and why it cannot be written.
+    """
+    text = json.dumps(jsonable(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {os.strerror(error.errno or 0).lower()}") from error
 
 
 def versions() -> dict[str, str]:

@@ -9,8 +9,8 @@ import math
 import re
 import resource
 import shlex
-import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,64 +21,44 @@ from hydra.errors import InstantiationException
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import loggers as log
 from experiments.core import record as rec
 from experiments.core import resolvers as resolvers
-from experiments.core.callbacks import History, everyones, has_nan, is_evaluation
+from experiments.core import stopping
+from experiments.core.callbacks import History, NonFiniteGradients, everyones, has_nan, is_evaluation
+from experiments.core.checkpoint import WholeFiles
+from experiments.core.checks import check_choices
 from experiments.core.choices import CONFIGS
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError, UserError
-from experiments.core.folder import CarryIdentity, Identity, RunFolder
+from experiments.core.folder import CarryIdentity, Identity, RunFolder, rank_zero_print
 from experiments.core.module import TaskModule
-
-RESUME_CHOICES = ("auto", "never")
-
-
-@rank_zero_only
-def rank_zero_print(text: str) -> None:
-    print(text, flush=True)
-
-
-def check_choices(cfg: DictConfig) -> None:
-    """Refuse values that the parts would misread or not notice.
-
-    Raises:
-        ConfigError: naming the option, its value and what is allowed.
-    """
-    if cfg.resume not in RESUME_CHOICES:
-        raise ConfigError(f"resume must be one of {', '.join(RESUME_CHOICES)}, got {cfg.resume!r}")
-    if not isinstance(cfg.overwrite, bool):
-        raise ConfigError(f"overwrite must be true or false, got {cfg.overwrite!r}")
-    if cfg.purpose not in ("eval", "tune", "pilot"):
-        raise ConfigError(f"purpose must be eval, tune or pilot, got {cfg.purpose!r}")
-    for name in ("threads", "eval_every"):
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {cfg[name]!r}")
-    steps = cfg.trainer.max_steps
-    if not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"trainer.max_steps must be a whole number of at least 1, got {steps!r}")
-    if steps % cfg.eval_every:
-        raise ConfigError(
-            f"eval_every must divide trainer.max_steps={steps}, so that the end is evaluated, got {cfg.eval_every}"
-        )
-    for name in ("objective", "target"):
-        if cfg[name].mode not in ("min", "max"):
-            raise ConfigError(f"{name}.mode must be min or max, got {cfg[name].mode!r}")
+from experiments.core.optim import path_taken
 
 
 def instantiate(config: Any, **options: Any) -> Any:
-    """`hydra.utils.instantiate`, where what our own parts refuse comes out as the sentence that they raised."""
+    """`hydra.utils.instantiate`, where what a part refuses comes out as a sentence.
+
+    Parts get plain lists: an optimizer keeps its `betas` in its state, and a safe load refuses OmegaConf's.
+
+    Raises:
+        ConfigError: the part refused an option.
+    """
     try:
-        return hydra.utils.instantiate(config, **options)
+        return hydra.utils.instantiate(config, **{"_convert_": "all", **options})
     except InstantiationException as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
-        raise cause or error from None
+        if cause is not None:
+            raise cause from None
+        first = error.__cause__
+        if isinstance(first, (TypeError, ValueError, ImportError, MisconfigurationException)):
+            raise ConfigError(f"{config.get('_target_')}: {first}") from error
+        raise
 
 
 def build_data(cfg: DictConfig) -> ResumableDataModule:
@@ -101,7 +81,7 @@ def build_module(cfg: DictConfig) -> TaskModule:
 
 
 def build_trainer(cfg: DictConfig, stem: Path) -> Trainer:
-    loggers: list[Logger] = [instantiate(entry) for entry in (cfg.logger or {}).values()]
+    loggers: list[Logger] = [instantiate(entry) for entry in (cfg.logger or {}).values() if entry]
     callbacks: list[Callback] = [instantiate(entry) for entry in cfg.callbacks.values() if entry]
     if loggers:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
@@ -113,6 +93,7 @@ def build_trainer(cfg: DictConfig, stem: Path) -> Trainer:
         callbacks=callbacks,
         default_root_dir=str(stem),
         val_check_interval=interval,
+        plugins=[WholeFiles()],
         _convert_="object",
     )
     environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -194,6 +175,20 @@ def untuned(cfg: DictConfig) -> str:
     return f"no learning rate was tuned for it (configs/tuned/{name} is missing), so {cfg.optimizer.lr} is a guess"
 
 
+@contextlib.contextmanager
+def ended_by_signals(trainer: Trainer) -> Iterator[None]:
+    """Lightning ends a terminated process with status 0, as if the run were done, and one that Ctrl-C ended with 1."""
+    try:
+        with stopping.left_to_trainer():
+            yield
+    except SIGTERMException:
+        raise SystemExit(stopping.TERMINATED) from None
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
 def execute(cfg: DictConfig) -> dict[str, Any]:
     """Train, test, write the record. A run whose record exists, for this config and these data, is not repeated."""
     check_choices(cfg)
@@ -217,37 +212,61 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
 
 def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict[str, Any]:
     """The run itself, in a folder that is held for it."""
-    started = datetime.datetime.now(datetime.timezone.utc)
     checkpoint = folder.claim(cfg.resume, cfg.overwrite)
     if guess := untuned(cfg):
         rank_zero_print(f"{cfg.label}: {guess}")
-    code, dirty = rec.commit()
     module = build_module(cfg)
     trainer = build_trainer(cfg, folder.stem)
     trainer.callbacks.append(CarryIdentity(folder.identity))  # type: ignore[attr-defined]
-    history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
+    if trainer.is_global_zero:
+        folder.tidy()
+        if checkpoint is None:
+            folder.clear()
+            OmegaConf.save(cfg, folder.stem / "config.yaml", resolve=True)
+    names = (str(cfg[name]) for name in ("task", "scale", "variant", "arm", "trial"))
+    run_id = log.run_id(*names, cfg.seed, folder.identity.digest)
+    for logger in trainer.loggers:
+        if isinstance(logger, log.OptionalWandbLogger):
+            logger.identify(run_id)
+    status = "failed"
+    try:
+        record = fit_and_test(cfg, folder, data, module, trainer, checkpoint)
+        status = "success"
+    finally:
+        log.close(trainer.loggers, status)
+    value, seconds = record["objective"]["value"], record["wall_time_s"]
+    shown = "diverged" if record["diverged"] else f"{cfg.objective.metric} {value:.4g}"
+    rank_zero_print(f"{cfg.label}: {shown} in {seconds:.0f} s, record {folder.record}")
+    return record
+
+
+def fit_and_test(
+    cfg: DictConfig,
+    folder: RunFolder,
+    data: ResumableDataModule,
+    module: TaskModule,
+    trainer: Trainer,
+    checkpoint: str | None,
+) -> dict[str, Any]:
+    """Trains on from `checkpoint`, tests, and writes the record."""
+    started = datetime.datetime.now(datetime.timezone.utc)
+    code, dirty = rec.commit()
     config = dict(folder.identity.config)
-    if checkpoint is None and trainer.is_global_zero:
-        folder.clear()
-        OmegaConf.save(cfg, folder.stem / "config.yaml", resolve=True)
+    history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
+    gradients = [c for c in trainer.callbacks if isinstance(c, NonFiniteGradients)]  # type: ignore[attr-defined]
+    history.watched = {f"{name}.metric": cfg[name].metric for name in ("objective", "target")}
     for logger in trainer.loggers:
         logger.log_hyperparams({"config": config, "data_fingerprint": data.fingerprint})
-    try:
+    with ended_by_signals(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    except SIGTERMException:
-        # Lightning ends a terminated process with status 0, as if the run were done.
-        log.close(trainer.loggers)
-        raise SystemExit(128 + signal.SIGTERM) from None
-    if trainer.interrupted:
-        log.close(trainer.loggers)
-        # Lightning has swallowed Ctrl-C; a sweep must end too.
-        raise KeyboardInterrupt
 
     final = history.evaluations[-1] if history.evaluations else {}
     metrics = {name: value for name, value in final.items() if is_evaluation(name)}
     if not history.diverged:
-        metrics |= {name: float(v) for name, v in trainer.test(module, datamodule=data, verbose=False)[0].items()}
-        history.diverged = has_nan(metrics) or not math.isfinite(metrics.get(cfg.objective.metric, 0.0))
+        with ended_by_signals(trainer):
+            tested = trainer.test(module, datamodule=data, verbose=False)[0]
+        metrics |= {name: float(value) for name, value in tested.items()}
+        history.diverged = has_nan(metrics) or not math.isfinite(metrics[cfg.objective.metric])
     samples = [] if history.diverged else module.samples()
     log.log_samples(trainer.loggers, samples)
     artifacts = [] if history.diverged else module.save_artifacts(str(folder.stem))
@@ -257,11 +276,13 @@ def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict
     objective["value"] = None if history.diverged else metrics.get(cfg.objective.metric)
     record = {
         "schema": rec.SCHEMA,
-        **{name: cfg[name] for name in ("task", "scale", "arm", "variant", "trial", "purpose", "experiment_name")},
+        **{name: cfg[name] for name in ("task", "scale", "arm", "variant", "purpose", "experiment_name")},
+        "trial": str(cfg.trial),
         "seed": int(cfg.seed),
         "data_seed": int(cfg.data_seed),
         "optimizer": {k: v for k, v in config["optimizer"].items() if k != "_partial_"}
         | {"gradient_clip_val": cfg.trainer.gradient_clip_val},
+        "optimizer_path": path_taken(trainer.optimizers[0]),
         "searched": config["searched"],
         "data": {**data.description, "fingerprint": data.fingerprint},
         "config_hash": folder.identity.digest,
@@ -277,6 +298,7 @@ def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict
         "peak_memory_bytes": max(everyones(peak_memory_bytes())),
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "diverged": history.diverged,
+        "skipped_steps": sum(c.skipped for c in gradients),
         **module.flags(),
         "problems": data.problems,
         "samples": samples,
@@ -292,7 +314,5 @@ def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict
     }
     if trainer.is_global_zero:
         rec.write_record(folder.record, record)
-    log.close(trainer.loggers)
-    shown = "diverged" if history.diverged else f"{cfg.objective.metric} {objective['value']:.4g}"
-    rank_zero_print(f"{cfg.label}: {shown} in {record['wall_time_s']:.0f} s, record {folder.record}")
+        folder.done()
     return rec.jsonable(record)  # type: ignore[no-any-return]

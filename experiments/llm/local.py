@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import fnmatch
+import glob
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,49 @@ FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parqu
 _SHOWN = 20  # columns in a message
 
 Row = dict[str, str | None]
+
+
+def matching(pattern: str) -> list[Path]:
+    """What a pattern of the shell matches, `**` standing for folders of any depth, linked ones too.
+
+    As `glob.glob`, which however goes round in circles where links to folders do.
+    """
+    parts = Path(pattern).expanduser().parts
+    if "**" not in parts:
+        return [Path(found) for found in glob.glob(os.path.join(*parts))] if parts else []
+    depth = parts.index("**")
+    found: list[Path] = []
+    for base in glob.glob(os.path.join(*parts[:depth]) if depth else "."):
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, files in os.walk(base, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(
+                (name for name in folders if not name.startswith(".")), key=lambda n: (_linked(folder, n), n)
+            )
+            for name in sorted(files):
+                path = Path(folder, name)
+                if _matches(path.relative_to(base).parts, parts[depth:]):
+                    found.append(path)
+    return found
+
+
+def _linked(folder: str, name: str) -> bool:
+    return os.path.islink(os.path.join(folder, name))
+
+
+def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        shown = next((i for i, part in enumerate(path) if part.startswith(".")), len(path))
+        return any(_matches(path[skipped:], pattern[1:]) for skipped in range(shown + 1))
+    if not path or (path[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    return fnmatch.fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def rows(paths: list[str], column: str) -> Iterator[Row]:

@@ -75,12 +75,10 @@ def pack(
     Raises:
         DataError: the source cannot be read, a split has no text, or the folder cannot be written.
     """
+    temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise DataError(f"{folder.parent} cannot be written ({error.strerror}): move it with FADAM_DATA") from None
-    try:
         made_from = identity(source, tokenizer, limits)
         chosen = _tokenizer(source, tokenizer, limits, report)
         (temporary / "tokenizer.json").write_text(chosen.dumps(), encoding="utf-8")
@@ -111,8 +109,11 @@ def pack(
             # Another process was first; its folder holds the same.
             if not (folder / "meta.json").is_file():
                 raise DataError(f"{folder} is in the way and holds no tokens: delete it") from None
+    except OSError as error:
+        raise DataError(f"{folder.parent} cannot be written ({error.strerror}): move it with FADAM_DATA") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _tokenizer(

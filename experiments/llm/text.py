@@ -6,7 +6,6 @@ or of a speech's name among those of its time, so that no document is in two of 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import re
 from abc import ABC, abstractmethod
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.core.errors import ConfigError, DataError
-from experiments.llm.local import FORMATS, rows
+from experiments.llm.local import FORMATS, matching, rows
 
 Role = Literal["train", "val", "test"]
 ROLES: tuple[Role, ...] = ("train", "val", "test")
@@ -346,7 +345,7 @@ class Files(_Datasets):
     def _look(self) -> tuple[list[Path], int]:
         paths: set[Path] = set()
         for pattern in self.patterns:
-            matches = [Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
+            matches = matching(pattern)
             if not matches:
                 raise DataError(f"no file matches data.source.files={pattern}")
             for path in matches:

@@ -114,7 +114,9 @@ class ImageData(ResumableDataModule):
         return self._store
 
     def prepare_data(self) -> None:
-        Store(self.root)
+        store = Store(self.root)
+        # Asked for after the training, but wrong before it.
+        LabelledTiles(Tiles(store, store.rows("test"))).names()
 
     def setup(self, stage: str) -> None:
         n = self.store.manifest["tiles"]["train"]

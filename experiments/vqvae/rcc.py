@@ -41,6 +41,7 @@ class ResourceFile:
             if version not in (1, 2, 3):
                 raise DataError(f"{path} is a Qt resource file of version {version}; versions 1 to 3 can be read")
             self._node_size = 14 if version == 1 else 22
+            self._seen: set[int] = set()
             self._files = dict(self._walk(0, "", 0))
         except (struct.error, UnicodeDecodeError) as error:
             raise DataError(f"{path} is a damaged Qt resource file: {error}") from error
@@ -54,6 +55,9 @@ class ResourceFile:
         """Path -> (flags, offset of the data), for every file under `node`."""
         if depth > _MAX_DEPTH:
             raise DataError(f"{self.path} is a damaged Qt resource file: folders deeper than {_MAX_DEPTH}")
+        if node in self._seen:
+            raise DataError(f"{self.path} is a damaged Qt resource file: an entry is in two folders")
+        self._seen.add(node)
         at = self._tree + node * self._node_size
         name, flags = struct.unpack_from(">IH", self._content, at)
         path = f"{parent}/{self._name(name)}" if node else ""

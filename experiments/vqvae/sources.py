@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -13,12 +14,20 @@ from typing import Any
 
 from experiments.core.errors import ConfigError, DataError
 from experiments.vqvae import debian
+from experiments.vqvae.decode import BadImage
 from experiments.vqvae.rcc import ResourceFile, UnreadableResource
-from experiments.vqvae.store import Source
+from experiments.vqvae.store import SPLITS, Source
 
 # Colour photographs that scikit-image's wheel carries.
 SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "retina.jpg",
            "rocket.jpg")  # fmt: skip
+# What is left out unread.
+BROKEN_LINK = "broken-link"
+LINK_LOOP = "link-loop"
+NO_FILE = "no-regular-file"
+OUTSIDE = "outside-the-splits"
+UNREADABLE_FOLDER = "unreadable-folder"
+MISSING = "missing-image"
 _SUFFIXES = (".jpg", ".jpeg", ".webp", ".png")
 
 
@@ -74,12 +83,16 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Collection:
-    """Images with where they come from and texts of attribution (file name -> text)."""
+    """Images with where they come from and texts of attribution (file name -> text).
+
+    `problems` names what is left out unread: (kind, name, reason).
+    """
 
     name: str
     sources: Iterator[Source]
     origin: dict[str, Any] = field(default_factory=dict)
     attribution: dict[str, str] = field(default_factory=dict)
+    problems: tuple[tuple[str, str, str], ...] = ()
 
 
 def _read_resource(file: ResourceFile, name: str) -> bytes:
@@ -177,33 +190,76 @@ def samples() -> Collection:
     return Collection("samples", iter(sources), {"packages": {"scikit-image": version}}, attribution)
 
 
+def _walk(
+    path: Path, within: tuple[str, ...], above: frozenset[str], problems: list[tuple[str, str, str]]
+) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """All files under a folder with their names in parts, links followed; hidden ones are passed over."""
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        problems.append((UNREADABLE_FOLDER, _shown(within), error.strerror or str(error)))
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        parts = (*within, entry.name)
+        try:
+            target = str(entry.resolve(strict=True))
+        except (OSError, RuntimeError):
+            problems.append(
+                (BROKEN_LINK, _shown(parts), f"leads to {os.readlink(entry)}" if entry.is_symlink() else "")
+            )
+            continue
+        if entry.is_dir():
+            if target in above:
+                problems.append((LINK_LOOP, _shown(parts), f"leads back to {target}"))
+            else:
+                yield from _walk(entry, parts, above | {target}, problems)
+        elif entry.is_file():
+            yield parts, entry
+        else:
+            problems.append((NO_FILE, _shown(parts), "a device, socket or pipe"))
+
+
+def _shown(parts: tuple[str, ...]) -> str:
+    """A name that can be written anywhere, whatever bytes the file system has."""
+    return "/".join(parts).encode("utf-8", "backslashreplace").decode()
+
+
 def folder(path: str | Path) -> Collection:
-    """All files in a folder and the folders in it, hidden ones excepted. Files under `train`, `val` and `test` keep
-    that split.
+    """All files in a folder and the folders in it, hidden ones excepted; links are followed. Files under `train`, `val`
+    and `test`, in any case, keep that split; files beside those folders are left out.
 
     Raises:
-        DataError: there is no such folder, or it has only some of the three folders.
+        DataError: there is no such folder, or it has only some of the three folders, or one of them twice.
     """
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path} is no folder")
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
+    problems: list[tuple[str, str, str]] = []
+    files = list(_walk(path, (), frozenset({str(path.resolve())}), problems))
     if not files:
-        raise DataError(f"{path} holds no files")
-    names = [file.relative_to(path) for file in files]
-    splits = {name.parts[0] for name in names} & {"train", "val", "test"}
-    if splits and len(splits) < 3:
-        missing = sorted({"train", "val", "test"} - splits)
-        raise DataError(f"{path} has a folder {sorted(splits)[0]} but none named {' and '.join(missing)}")
-    sources = [
-        Source(name.as_posix(), file.read_bytes, name.parts[0] if name.parts[0] in splits else "")
-        for name, file in zip(names, files, strict=True)
-    ]
-    return Collection(path.resolve().name, iter(sources), {"folder": path.resolve().name})
+        left_out = "".join(f"; {kind}: {name}" for kind, name, _ in problems[:3])
+        raise DataError(f"{path} holds no files{left_out}")
+    folders: dict[str, set[str]] = {}
+    for parts, _ in files:
+        if len(parts) > 1 and parts[0].lower() in SPLITS:
+            folders.setdefault(parts[0].lower(), set()).add(parts[0])
+    for split, names in folders.items():
+        if len(names) > 1:
+            raise DataError(f"{path} has {len(names)} folders for {split}: {' and '.join(sorted(names))}")
+    if folders and len(folders) < 3:
+        missing = sorted(set(SPLITS) - set(folders))
+        raise DataError(f"{path} has a folder {sorted(folders)[0]} but none with files named {' and '.join(missing)}")
+    sources = []
+    for parts, file in files:
+        split = parts[0].lower() if folders and len(parts) > 1 else ""
+        if folders and split not in SPLITS:
+            problems.append((OUTSIDE, _shown(parts), "beside the folders train, val and test"))
+        else:
+            sources.append(Source(_shown(parts), file.read_bytes, split))
+    name = _shown((path.resolve().name,))
+    return Collection(name, iter(sources), {"folder": name}, problems=tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -253,6 +309,8 @@ def hub(name: str, path: str | None = None) -> Collection:
 
     def read(split: Any, index: int) -> bytes:
         image = split[index][spec.column]
+        if image is None or (image["bytes"] is None and not image["path"]):
+            raise BadImage(MISSING, f"row {index} has no image")
         content: bytes = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         return content
 

@@ -245,6 +245,7 @@ def build(
     origin: dict[str, Any] | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    left_out: Iterable[tuple[str, str, str]] = (),
 ) -> dict[str, Any]:
     """Make a store, whole or not at all.
 
@@ -257,6 +258,7 @@ def build(
         origin: where the images come from, for the manifest.
         workers: threads that decode.
         progress: called now and then with the numbers of images and tiles so far.
+        left_out: what is left out unread, to be counted: (kind, name, reason).
 
     Returns:
         The manifest.
@@ -273,7 +275,8 @@ def build(
     except OSError as error:
         raise DataError(f"{temporary.parent} cannot be written: {error.strerror}") from error
     try:
-        manifest = _build(temporary, name, _in_order(sources, cut, workers), cut, division, origin or {}, progress)
+        cuttings = _in_order(sources, cut, workers)
+        manifest = _build(temporary, name, cuttings, cut, division, origin or {}, progress, left_out)
         for file, text in (attribution or {}).items():
             path = temporary / "attribution" / file
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,6 +284,8 @@ def build(
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
+    except OSError as error:  # of writing: an image that cannot be read is counted
+        raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
@@ -356,8 +361,11 @@ def _build(
     division: Division,
     origin: dict[str, Any],
     progress: Callable[[int, int], None] | None,
+    left_out: Iterable[tuple[str, str, str]],
 ) -> dict[str, Any]:
     problems, digest, written = _Problems(), hashlib.sha256(), 0
+    for kind, where, reason in left_out:
+        problems.add(kind, where, reason)
     used: list[_Used] = []
     with (folder / "tiles.u8").open("wb") as file:
         for number, done in enumerate(cuttings, 1):
@@ -409,6 +417,7 @@ def _build(
         "sources": {split: sum(image.split == split for image in images) for split in SPLITS},
         "cut": {key: getattr(cut, key) for key in ("mode", "stride", "shrink", "short_side", "min_side", "flat")},
         "per_image": division.per_image,
+        "sources_bytes": (folder / "sources.jsonl").stat().st_size,
         "origin": origin,
         "problems": dict(sorted(problems.counts.items())),
         "problem_names": problems.names,
@@ -435,8 +444,13 @@ class Store:
         path = self.folder / "manifest.json"
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            rows, size = int(self.manifest["rows"]), int(self.manifest["size"])
             version = self.manifest["version"]
+            if version != VERSION:
+                raise DataError(f"{path} is of version {version}, this code reads {VERSION}: make the images anew")
+            rows, size, lines = (int(self.manifest[key]) for key in ("rows", "size", "sources_bytes"))
+            tiles = {split: int(self.manifest["tiles"][split]) for split in SPLITS}
+            for key in ("name", "sources", "origin", "problems", "fingerprint"):
+                self.manifest[key]
         except FileNotFoundError as error:
             raise DataError(
                 f"no images at {self.folder}: make them with `make data-vqvae` or `python -m scripts.prepare_images`, "
@@ -444,15 +458,25 @@ class Store:
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read ({error}): make the images anew") from error
-        if version != VERSION:
-            raise DataError(f"{path} is of version {version}, this code reads {VERSION}: make the images anew")
-        for file, length in (("tiles.u8", rows * size * size * 3), ("splits.u8", rows), ("images.u32", 4 * rows)):
-            found = (self.folder / file).stat().st_size if (self.folder / file).exists() else 0
-            if found != length:
-                raise DataError(f"{self.folder / file} has {found} bytes instead of {length}: make the images anew")
+        for name, length in (
+            ("tiles.u8", rows * size * size * 3),
+            ("splits.u8", rows),
+            ("images.u32", 4 * rows),
+            ("sources.jsonl", lines),
+        ):
+            file = self.folder / name
+            found = file.stat().st_size if file.is_file() else 0
+            if found != length or not length:
+                raise DataError(f"{file} has {found} bytes instead of {length}: make the images anew")
         self.tiles = np.memmap(self.folder / "tiles.u8", np.uint8, "r", shape=(rows, size, size, 3))
         self.images = np.memmap(self.folder / "images.u32", IMAGE, "r", shape=(rows,))
         self._splits = np.fromfile(self.folder / "splits.u8", np.uint8)
+        for split, count in tiles.items():
+            marked = int((self._splits == SPLITS.index(split)).sum())
+            if marked != count or not count:
+                raise DataError(
+                    f"{self.folder / 'splits.u8'} marks {marked} {split} tiles instead of {count}: make the images anew"
+                )
 
     @property
     def fingerprint(self) -> str:
@@ -465,9 +489,15 @@ class Store:
     def names(self, images: Iterable[int]) -> dict[int, str]:
         """Of each image the name of the first file that shows it."""
         wanted, found = set(images), dict[int, str]()
-        with (self.folder / "sources.jsonl").open(encoding="utf-8") as file:
-            for line in file:
-                source = json.loads(line)
-                if source["split"] and source["image"] in wanted:
-                    found.setdefault(source["image"], source["name"])
+        path = self.folder / "sources.jsonl"
+        try:
+            with path.open(encoding="utf-8") as file:
+                for line in file:
+                    source = json.loads(line)
+                    if source["split"] and source["image"] in wanted:
+                        found.setdefault(source["image"], source["name"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} cannot be read ({error}): make the images anew") from error
+        if missing := wanted - found.keys():
+            raise DataError(f"{path} names no file of image {min(missing)}: make the images anew")
         return found

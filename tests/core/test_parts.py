@@ -15,9 +15,13 @@ from torch import nn
 from experiments.core import run
 from experiments.core.callbacks import GradientScale
 from experiments.core.data import StepBatchSampler
-from experiments.core.errors import ConfigError, DataError
+from experiments.core.errors import ConfigError, DataError, DivergedError
 from experiments.core.optim import embedding_parameters, muon, parameter_groups
 from experiments.core.schedule import warmup_decay
+from tests.conftest import CONFIGS
+from tests.core.test_run import Spoil, Stop, with_callback
+
+OPTIMIZERS = sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml"))
 
 
 def epoch_batches(epoch: int) -> list[list[int]]:
@@ -132,3 +136,61 @@ def test_schedule_free_is_evaluated_on_its_average(compose_config) -> None:
         patch.setattr(run, "build_trainer", watched)
         run.execute(cfg)
     assert set(seen) == {("train", True), ("evaluation", False)}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_without_finite_gradients_is_skipped_or_refused(compose_config, monkeypatch, optimizer: str) -> None:
+    words = ("experiment=toy", f"optimizer={optimizer}", "logger=none", "scheduler=constant", "trainer.max_steps=4")
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            after[trainer.global_step] = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+    after: dict[int, dict[str, torch.Tensor]] = {}
+    spoil = Spoil("gradients", 2, math.inf)
+    with monkeypatch.context() as patch:
+        with_callback(patch, Watch())
+        with_callback(patch, spoil)
+        record = run.execute(compose_config(*words, "nonfinite_gradients=skip"))
+    assert (record["skipped_steps"], record["diverged"], record["steps"]) == (1, False, 4)
+    assert all(torch.equal(after[2][name], after[3][name]) for name in after[2])
+    assert not all(torch.equal(after[3][name], after[4][name]) for name in after[3])
+    with monkeypatch.context() as patch:
+        with_callback(patch, spoil)
+        with pytest.raises(DivergedError, match=r"of model.net.0.weight is not finite at step 3 \(24 of 24 numbers\)"):
+            run.execute(compose_config(*words, "nonfinite_gradients=error", "trial=error"))
+
+
+def test_skipped_steps_are_counted_over_interruptions(compose_config, monkeypatch) -> None:
+    cfg = compose_config("experiment=toy", "logger=none", "nonfinite_gradients=skip")
+    with monkeypatch.context() as patch:
+        with_callback(patch, Spoil("gradients", 2, math.nan))
+        with_callback(patch, Stop(6))
+        with pytest.raises(RuntimeError, match="broken off"):
+            run.execute(cfg)
+    record = run.execute(cfg)
+    assert record["skipped_steps"] == 1
+    assert record["config"]["nonfinite_gradients"] == "skip"
+    kept = run.execute(compose_config("experiment=toy", "logger=none", "trial=kept"))
+    assert kept["skipped_steps"] == 0
+    assert "nonfinite_gradients" not in kept["config"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words", "path"),
+    [
+        ("fadam", ["+optimizer.foreach=true"], "foreach"),
+        ("fadam", ["+optimizer.foreach=false"], "single"),
+        ("fadam_fixed_eps", ["+optimizer.fused=false"], "single"),
+        ("fadam_gradient_momentum", [], "single"),
+        ("fadam", ["+optimizer.fused=false"], "single"),
+        ("adamw", [], "single"),
+        ("adamw", ["+optimizer.foreach=true"], "foreach"),
+        ("adamw", ["+optimizer.fused=true"], "fused"),
+        ("lion", [], "own"),
+        ("muon", [], "own"),
+    ],
+)
+def test_records_name_the_path_taken(compose_config, optimizer: str, words: list[str], path: str) -> None:
+    cfg = compose_config("experiment=toy", "logger=none", f"optimizer={optimizer}", *words)
+    assert run.execute(cfg)["optimizer_path"] == path

@@ -228,7 +228,7 @@ def test_a_test_metric_that_is_not_a_number_is_a_divergence(compose_config, monk
         ("eval_every=5", "eval_every must divide trainer.max_steps=12"),
         ("eval_every=0", "eval_every must be a whole number of at least 1, got 0"),
         ("trainer.max_steps=-1", "trainer.max_steps must be"),
-        ("resume=maybe", "resume must be one of auto, never, got 'maybe'"),
+        ("resume=maybe", "resume must be auto or never, got 'maybe'"),
         ("purpose=fun", "purpose must be eval, tune or pilot, got 'fun'"),
         ("objective.mode=up", "objective.mode must be min or max"),
         ("scheduler.warmup_steps=12", "scheduler.warmup_steps must be"),
@@ -245,7 +245,7 @@ def test_wrong_options_are_named(compose_config, override: str, message: str) ->
     ("optimizer", "override", "message"),
     [
         ("fadam", "optimizer.fim_rho=3", "fim_rho=3 is not allowed; fim_rho must be a number in"),
-        ("fadam", "+optimizer.bata=3", "unexpected keyword argument 'bata'; its options are .*betas, eps, eps2, clip"),
+        ("fadam", "+optimizer.bata=3", "optimizer: FAdam has no option bata; there are lr, betas, eps, eps2, clip"),
         (
             "adamw",
             "+optimizer.clip=3",
@@ -287,7 +287,9 @@ def test_rich_bar_shows_the_metric_that_matters(compose_config, monkeypatch) -> 
 def test_evaluation_of_the_checkpoint_gives_the_record_again(compose_config) -> None:
     cfg = compose_config("experiment=toy", "optimizer=fadam", "logger=none")
     record = run.execute(cfg)
-    assert evaluate(Path(cfg.paths.run_dir))["test/loss"] == pytest.approx(record["metrics"]["test/loss"])
+    assert evaluate(Path(cfg.paths.run_dir), allow=["tests"])["test/loss"] == pytest.approx(
+        record["metrics"]["test/loss"]
+    )
 
 
 def test_wandb_without_key_or_network_stays_offline(compose_config, monkeypatch, capsys, tmp_path: Path) -> None:

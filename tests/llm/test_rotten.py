@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,11 @@ import pyarrow.parquet
 import pytest
 
 from experiments.core.errors import DataError
-from experiments.llm import tokenizer
+from experiments.llm import packing, tokenizer
 from experiments.llm.data import PackedText
+from experiments.llm.local import matching
 from experiments.llm.text import Files
+from tests.conftest import ROOT
 
 GOOD = [f"some words of document {number}" for number in range(4)]
 
@@ -96,9 +102,15 @@ READ: dict[str, tuple[Write, list[str], dict[str, int]]] = {
     "json-array-with-mark": (raw("a.json", b"\xef\xbb\xbf" + json.dumps(ROWS).encode()), GOOD, {}),
     "json-lines-called-json": (jsonl(*ROWS, name="a.json"), GOOD, {}),
     "the-same-file-linked": (both(PLAIN, link("a.jsonl", "b.jsonl")), GOOD, {"linked-again": 1}),
-    "folders-linked-in-a-circle": (
-        both(PLAIN, lambda folder: (folder / "loop").symlink_to(folder)), GOOD, {"linked-again": 40},
+    "folders-linked-in-a-circle": (both(PLAIN, link("loop", ".")), GOOD, {}),
+    "two-circles": (both(PLAIN, link("a", "."), link("b", ".")), GOOD, {}),
+    "a-folder-linked": (
+        lambda folder: (
+            (folder / "real").mkdir(), PLAIN(folder / "real"), (folder / "again").symlink_to("real"),
+        ),
+        GOOD, {},
     ),
+    "a-hidden-file": (both(PLAIN, raw("._b.jsonl", b"\x00\x05")), GOOD, {}),
     "a-folder-called-like-a-file": (both(PLAIN, lambda folder: (folder / "x.jsonl").mkdir()), GOOD, {}),
     "text-empty": (both(raw("a.txt", b""), raw("b.txt", b"x")), ["", "x"], {"empty-file": 1}),
     "text-with-mark": (raw("a.txt", b"\xef\xbb\xbfone"), ["one"], {}),
@@ -200,3 +212,67 @@ def test_articles_of_rows_without_text_are_read(tmp_path: Path) -> None:
     jsonl({"text": " = One = \n"}, {"text": None}, {"text": " a \n"})(tmp_path)
     files = Files(f"{tmp_path}/*.jsonl", val_share=0.0, test_share=0.0, group="articles")
     assert list(files.documents("train")) == [" = One = \n a \n"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*.jsonl",
+        "**/*.jsonl",
+        "one/**/*.jsonl",
+        "**/two/*.jsonl",
+        "*/**/b.*",
+        "**/o*/**/*.jsonl",
+        "one/two/b.jsonl",
+        "**",
+    ],
+)
+def test_patterns_match_what_those_of_the_shell_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    for name in (
+        "a.jsonl",
+        "one/a.jsonl",
+        "one/two/b.jsonl",
+        "one/two/three/b.jsonl",
+        ".hidden/a.jsonl",
+        "one/.a.jsonl",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    for root in (str(tmp_path), ""):
+        monkeypatch.chdir(tmp_path)
+        wanted = {Path(p) for p in glob.glob(os.path.join(root, pattern), recursive=True) if os.path.isfile(p)}
+        assert {p for p in matching(os.path.join(root, pattern)) if p.is_file()} == wanted
+
+
+def test_a_disk_that_is_full_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    PLAIN(tmp_path)
+    spec = {"kind": "bytes", "vocab_size": tokenizer.Bytes.vocab_size}
+    data = PackedText(source(tmp_path), spec, length=4, batch_size=1, cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr(packing, "_write", full)
+    with pytest.raises(
+        DataError, match=r"cache cannot be written \(No space left on device\): move it with FADAM_DATA"
+    ):
+        data.prepare_data()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("prepare_text", ["--experiment", "llm_cpu", "data=llm_files", "data.source.files={folder}/*.jsonl"]),
+        ("prepare_text", ["--experiment", "no_such_experiment"]),
+        ("prepare_speech", ["--out", "{folder}/file/speech", "--no-human"]),
+    ],
+)
+def test_scripts_leave_with_status_2_and_a_sentence(tmp_path: Path, script: str, words: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", f"scripts.{script}", *(word.format(folder=tmp_path) for word in words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

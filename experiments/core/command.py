@@ -1,0 +1,65 @@
+"""How a command ends: with a sentence and a status, or with a traceback where the mistake is ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from hydra.errors import CompactHydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.core import stopping
+from experiments.core.choices import unknown_keys
+from experiments.core.errors import UserError
+
+MISTAKE = 2
+# What a full disk, a quota and folders without permission answer.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+def in_a_sentence(error: BaseException) -> str | None:
+    """What to tell the person whose mistake, or whose disk, it was; None where the mistake is ours."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.errno in _STORAGE:
+            where = f"{cause.filename}: " if cause.filename is not None else ""
+            return f"{where}{os.strerror(cause.errno).lower()}"
+        cause = cause.__cause__
+    if isinstance(error, CompactHydraException):
+        # Hydra has a line for the option and a line for what it might be.
+        return "\n".join(str(one) for one in (error, error.__cause__) if one is not None)
+    if isinstance(error, OmegaConfBaseException):
+        key = f"{error.full_key}: " if error.full_key else ""
+        return key + str(error).partition("\n")[0]
+    return None
+
+
+def leave(main: Callable[[], Any]) -> NoReturn:
+    """Calls a Hydra command and leaves: with 2 after a person's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    # Hydra then hands errors on, where it would leave with status 1 for all of them.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    stopping.watch()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(stopping.INTERRUPTED, file=sys.stderr)
+        sys.exit(130)
+    except SystemExit as end:
+        if end.code == stopping.TERMINATED:
+            print(stopping.INTERRUPTED, file=sys.stderr)
+        raise
+    except Exception as error:
+        sentence = in_a_sentence(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        if isinstance(error, CompactHydraException):
+            for hint in unknown_keys(sys.argv[1:]):
+                print(hint, file=sys.stderr)
+        sys.exit(MISTAKE)
+    sys.exit(0)
