@@ -135,6 +135,17 @@ def words(records: Records, one: str, other: str) -> dict[str, list[str]]:
     return found
 
 
+def edges(records: Records) -> list[str]:
+    """What was chosen at an end of the values that were tried, where a better one may lie outside."""
+    found: list[str] = []
+    for use, key in (("consolidation", "strength"), ("laplace", "precision")):
+        tried = records[use]["settings"].get({"strength": "strengths", "precision": "precisions"}[key], [])
+        for row in records[use]["rows"]:
+            if row["method"] != "none" and tried and row.get(key) in (min(tried), max(tried)):
+                found.append(f"{USES[use]} ({row['optimizer']}, {row['method']}: {row[key]:g})")
+    return list(dict.fromkeys(found))
+
+
 # ---- the factor on the tasks -----------------------------------------------------------------------------------------
 def last(record: Mapping[str, Any], task: str, batch: int, layer: str = "all") -> Mapping[str, Any]:
     """The row of the last step."""
@@ -160,6 +171,25 @@ def tasks_rows(record: Mapping[str, Any]) -> list[list[str]]:
             cells += [f"{et['ratio']:.2f}", f"{et['rank']:.2f}", f"{1 + row['excess']:.2f}", f"{row['ceiling']:.2f}"]
             rows.append([str(c) for c in cells])
     return rows
+
+
+def measures(record: Mapping[str, Any], beta2: float) -> list[dict[str, Any]]:
+    """What a verdict on C10 needs, at the last step of each task and batch size.
+
+    With the factor, f_t over the empirical Fisher (`ratio`, 1 if the size agrees; `predicted` by the mean gradient);
+    the same without the factor (`bare`); the rank correlation with the true one (`rank`) and of two true ones
+    (`ceiling`).
+    """
+    found = []
+    for task in TASKS:
+        for batch in record["settings"]["batches"]:
+            row = last(record, task, batch)
+            free = of_beta2(row, beta2)
+            ratio = free["empirical"]["ratio"]
+            numbers = {"ratio": ratio, "predicted": 1 + row["excess"], "bare": ratio / batch}
+            more = {"rank": free["true"]["rank"], "ceiling": row["ceiling"]}
+            found.append({"task": task, "batch": batch, "step": row["step"], **numbers, **more})
+    return found
 
 
 TASKS_HEADER = (
@@ -292,6 +322,9 @@ def section(records: Records) -> str:
         f"is seen in {listed(gain['no difference seen'])}. Against the true one it is worse in "
         f"{listed(loss['worse'])}, and better in "
         f"{listed(loss['better'])}.",
+        "",
+        f"At an end of the strengths or prior precisions tried, so that a better one may lie outside: "
+        f"{listed(edges(records))}.",
         "",
         "![Loss over sparsity](../figures/fisher_pruning.png)",
         "",
