@@ -340,6 +340,11 @@ def section(records: Records) -> str:
         "",
         *(f"- {sentence}" for sentence in (*factor_sentences(records["tasks"]), toy_sentence(records["toy"]))),
         "",
+        "Two things besides the mean gradient part the columns. A long average remembers the larger gradients of "
+        "earlier steps, which the prediction, at one step's weights, does not know. And the data of one sample err "
+        "together where the model takes them for independent (the pixels of an image given its codes): the empirical "
+        "Fisher of a sample then exceeds the true one by up to their number, and so does the free one.",
+        "",
         "![Ratio and rank correlation along training](../figures/fisher.png)",
         "",
         table(TASKS_HEADER, tasks_rows(records["tasks"])),
