@@ -2,6 +2,7 @@
 
 python -m experiments.train experiment=asr_cpu optimizer=fadam seed=3
 python -m experiments.train -m experiment=asr_cpu optimizer=adamw_clip,fadam seed=1,2,3
+python -m experiments.train experiment=llm_cpu debug=fast
 
 Leaves with status 0 when every record is there, 2 for a person's mistake, told in a sentence, 130 after Ctrl-C, 143
 after SIGTERM.
@@ -17,8 +18,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from experiments.core import menu, stopping
 from experiments.core import resolvers as resolvers
-from experiments.core import stopping
 from experiments.core.command import MISTAKE, in_a_sentence, leave
 from experiments.core.errors import UserError
 
@@ -50,4 +51,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    menu.show_if_asked(__doc__, sys.argv[1:])
     leave(main)

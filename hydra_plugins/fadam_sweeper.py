@@ -25,6 +25,14 @@ class FadamSweeper(BasicSweeper):
         self.records: dict[str, Sequence[str]] = {}
 
     def setup(self, **words: Any) -> None:
+        """Makes the launcher.
+
+        Raises:
+            UserError: it would send jobs to SLURM, and this machine has none.
+        """
+        from experiments.core.checks import check_launcher
+
+        check_launcher(words["config"].hydra.launcher._target_)
         super().setup(**words)
         assert self.launcher is not None
         self.launcher = self.tally = _Tally(self.launcher)
