@@ -3,7 +3,7 @@
 #   SEEDS=201,202,203    evaluation seeds: the first of the study's
 #   JOBS=2               runs at a time
 #   OPTIMIZERS=adamw_clip,fadam
-#   ARGS=                further Hydra overrides, such as ARGS="logger=wandb trainer.max_steps=2600"
+#   ARGS=                further Hydra overrides, such as ARGS="logger=wandb"; ARGS="debug=fast" tries two steps
 #   PYTHON=python3       makes the environment in .venv; 3.11 or newer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -45,6 +45,7 @@ class FadamSweeper(BasicSweeper):
         """
         from experiments.core.checks import check_choices
         from experiments.core.errors import ConfigError
+        from experiments.core.length import fit_length
 
         assert self.hydra_context is not None
         assert self.config is not None
@@ -54,6 +55,7 @@ class FadamSweeper(BasicSweeper):
             for overrides in batch:
                 cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
                 hydra.set_config(cfg)
+                fit_length(cfg)
                 check_choices(cfg)
                 record = f"{cfg.paths.run_dir}.json"
                 other = self.records.setdefault(record, overrides)
