@@ -80,8 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = options.name or (options.folder.resolve().name if options.folder else options.source)
         target = options.out / f"{name}-{options.size}"
         if not options.force and (target / "manifest.json").exists():
-            print(f"{target} is there: {summary(Store(target).manifest)}. --force makes it anew.")
-            return 0
+            try:
+                print(f"{target} is there: {summary(Store(target).manifest)}. --force makes it anew.")
+                return 0
+            except DataError as error:  # of an older version, or damaged
+                print(error, flush=True)
         cut = Cut(
             size=options.size,
             mode=options.mode or ("centre" if hub else "grid"),

@@ -84,3 +84,4 @@ class Checkpoint(ModelCheckpoint):
         }
         models = {moved(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": new})
+        self.current_score = state_dict["current_score"]

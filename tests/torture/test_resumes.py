@@ -22,7 +22,6 @@ from tests.vqvae.test_module import TINY, TINY_MODEL
 STEPS = ("trainer.max_steps=24", "eval_every=6", "logger=none", "progress=line")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STATUS = {signal.SIGKILL: {-9}, signal.SIGTERM: {stopping.TERMINATED}, signal.SIGINT: {130}}
-OPTIMIZERS = ("fadam", "adamw_clip")
 
 
 @pytest.fixture

@@ -443,6 +443,12 @@ def test_photographs_of_the_packages(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert prepare_images.main(["--out", str(tmp_path)]) == 0
     assert "is there" in capsys.readouterr().out
+    # One of an older version is made anew, and says so.
+    path = store.folder / "manifest.json"
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    assert prepare_images.main(["--out", str(tmp_path)]) == 0
+    assert "manifest.json is of version 1, this code reads 2: make the images anew\n" in capsys.readouterr().out
+    assert Store(store.folder).fingerprint == store.fingerprint
 
 
 def test_a_package_with_other_files_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
