@@ -22,12 +22,14 @@ from experiments.core import menu, stopping
 from experiments.core import resolvers as resolvers
 from experiments.core.command import MISTAKE, in_a_sentence, leave
 from experiments.core.errors import UserError
+from experiments.core.sweep import Watch
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Returns the run's objective, for sweepers that look for one."""
     stopping.watch()
+    watch = Watch(cfg.label, HydraConfig.get().job.get("num", 0) + 1 if cfg.multirun else 1)
     from experiments.core.run import execute
 
     try:
@@ -43,9 +45,11 @@ def main(cfg: DictConfig) -> float | None:
         if not cfg.multirun:
             print(f"error: {sentence}", file=sys.stderr)
             sys.exit(MISTAKE)
+        watch.end(None)
         # A sweep goes on with its other runs, and counts this one; see hydra_plugins/fadam_sweeper.py.
         print(f"error: {' '.join(HydraConfig.get().overrides.task)}: {sentence}", file=sys.stderr, flush=True)
         raise UserError(sentence) from None
+    watch.end(record)
     value: Any = record["objective"]["value"]
     return float("inf") if value is None else float(value)
 
