@@ -83,7 +83,7 @@ study-vqvae: ## the study of the VQ-VAE alone
 $(TASKS:%=study-%): study-%: data-%
 	@$(STUDY) $* $(ARGS)
 
-status: $(READY) ## what of the studies is done, due or waiting, and the core-hours left
+status: $(READY) ## what of the studies is published, done here, due, and the hours left
 	@$(PY) -m experiments.study status --jobs $(JOBS) --runs "$(RUNS)"
 
 # ---- results ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
     python -m experiments.study run                  # all studies, two runs at a time
     python -m experiments.study run llm asr --jobs 1 --minutes 50
-    python -m experiments.study status               # what is done, missing, and the hours left
+    python -m experiments.study status               # what is published, done here, due, and the hours left
+    python -m experiments.study status llm           # the same of each stage of a study
     python -m experiments.study plan llm             # every run that is due, as commands
     python -m experiments.study tuned                # write what was chosen into configs/tuned
     python -m experiments.study publish              # copy the planned runs' records into results/runs
@@ -15,6 +16,7 @@ command goes on with what is missing.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -30,7 +32,7 @@ from experiments.study.pool import Pool
 from experiments.study.publish import publish
 from experiments.study.results import Results
 from experiments.study.settle import decider, write_tuned
-from experiments.study.status import duration, show
+from experiments.study.status import counts, show, time_left
 
 ATTEMPTS = 2
 
@@ -77,8 +79,9 @@ def run_all(options: argparse.Namespace, results: Results) -> int:
             else:
                 done += 1
                 failures.pop(run.record, None)
-                left = len(list(wanted(plan_all(found), results)))
-                print(f"{done} done, {left} due: {run.protocol}, {run.stage}: {run.record}", flush=True)
+                stages = plan_all(found)
+                due, left = len(list(wanted(stages, results))), time_left(counts(stages, results), options.jobs)
+                print(f"{done} done, {due} due: {run.protocol}, {run.stage}: {run.record}; {left}", flush=True)
     finally:
         pool.close()
     for record, failure in failures.items():
@@ -103,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", nargs="+", default=[], dest="words", metavar="key=value", help="Hydra overrides for every run"
     )
     options = parser.parse_intermixed_args(argv)
-    options.studies = options.studies or names()
+    named, options.studies = bool(options.studies), options.studies or names()
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -113,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_all(options, results)
         found = planners(options.studies, results)
         if options.command == "status":
-            show(plan_all(found), results, options.jobs)
+            show(plan_all(found), results, options.jobs, published=options.published, details=named)
         elif options.command == "publish":
             published = publish(plan_all(found), options.runs, options.published)
             for line in published.refused:
@@ -127,6 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             for run in wanted(plan_all(found), results):
                 print(shlex.join(["python", "-m", "experiments.train", *run.words]))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has enough, such as `head`. The interpreter would flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -135,8 +142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     return 0
 
-
-__all__ = ["duration", "main"]
 
 if __name__ == "__main__":
     raise SystemExit(main())
