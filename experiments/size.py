@@ -70,9 +70,10 @@ def table(cfg: DictConfig) -> Table:
     gpus = cfg.trainer.devices * cfg.trainer.get("num_nodes", 1)
     total = sum(part.parameters for part in parts)
     title = f"{cfg.experiment_name}: {total:,} parameters; GB on each of {gpus} GPU{'s' * (gpus > 1)}"
-    shown = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("part", "millions", "weights", "grads", *states, "activations"):
-        shown.add_column(name, justify="left" if name == "part" else "right")
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    shown.add_column("part", min_width=24)
+    for name in ("millions", "weights", "grads", *(state.replace(" ", "\n") for state in states), "activa-\ntions"):
+        shown.add_column(name, justify="right", no_wrap=True)
 
     def gb(value: float) -> str:
         return f"{value / 1e9:.2f}" if value else ""

@@ -15,8 +15,8 @@ from experiments.core.command import MISTAKE
 
 COST = ("Costs ", "Takes ", "Cost and results ", "Never run")
 GIVES = ("Gives ",)
-# The order in which a newcomer wants them.
-SCALES = ("cpu", "gpu", "paper", "study")
+# What is shown, in the order in which a newcomer wants it.
+SCALES = ("cpu", "gpu", "paper")
 WIDEST = 100
 # With one of these, Hydra shows something and trains nothing.
 _HYDRAS_OWN = re.compile(r"--(hydra-help|version|cfg|info|shell-completion|config-name)\b|-(c|i|sc|cn)\b")
@@ -65,12 +65,10 @@ def entry(path: Path) -> Entry:
 
 def entries(group: str) -> list[Entry]:
     """The choices of a config group: experiments by scale, all else by name."""
-
-    def place(path: Path) -> tuple[int, str]:
-        scale = [SCALES.index(part) for part in path.stem.split("_") if part in SCALES]
-        return (scale[0] if scale else len(SCALES)) if group == "experiment" else 0, path.stem
-
-    return [entry(path) for path in sorted((CONFIGS / group).glob("*.yaml"), key=place)]
+    found = [entry(path) for path in sorted((CONFIGS / group).glob("*.yaml"))]
+    if group != "experiment":
+        return found
+    return [each for scale in SCALES for each in found if scale in each.name.split("_")]
 
 
 def _wrapped(text: str, indent: int, width: int) -> str:

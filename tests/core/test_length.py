@@ -17,7 +17,6 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml
 def test_declared_steps_are_found_where_an_experiment_is_made_from_another() -> None:
     assert declared_steps("asr_cpu") == 2400
     assert declared_steps("vqvae_cpu_gaussian") == declared_steps("vqvae_cpu")
-    assert declared_steps("llm_study") == 500
     assert declared_steps("toy") is None
 
 
