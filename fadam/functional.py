@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fadam.backend import Backend, choose
+from fadam.blocks import BlockLoop, fits
 from fadam.foreach import ForeachBackend
 from fadam.metric import (
     Undo,
@@ -219,7 +220,10 @@ def _step_plain(
 ) -> None:
     with torch.set_grad_enabled(recorded):  # as where it was begun
         count_up(steps)
-        if backend is None:
+        loop = backend is None or backend is ForeachBackend  # torch's multi-tensor kernels are loops on a CPU too
+        if loop and not options.get("differentiable") and fits(tensors, steps, options["capturable"]):
+            _blockwise_fadam(*tensors, steps, **options)
+        elif backend is None:
             _single_tensor_fadam(*tensors, steps, **options)
         else:
             backend(*tensors, steps, **options).run()
@@ -296,6 +300,23 @@ def _resolved(grad: Tensor) -> Tensor:
 
 def as_real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _blockwise_fadam(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentums: list[Tensor],
+    fims: list[Tensor],
+    steps: list[Tensor],
+    *,
+    indices: Sequence[int] | None,
+    **options: Any,
+) -> None:
+    for seen in ("capturable", "differentiable", "found_inf"):  # by `fits` and `begin`
+        options.pop(seen, None)
+    one = BlockLoop(**options)
+    for i, tensors in enumerate(zip(params, grads, momentums, fims, steps, strict=True)):
+        one(*tensors, i if indices is None else indices[i])
 
 
 def _single_tensor_fadam(

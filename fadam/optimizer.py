@@ -79,8 +79,8 @@ class FAdam(Optimizer):
             Triton's interpreter and not yet on a GPU. It passes over memory as few times as there is a way to,
             and holds no copies. None takes it on the CPU where it can be had, unless `foreach` is given, and does
             without where not: for dtypes it does not know, and without a compiler and a library that is ready,
-            which a warning tells once; :meth:`paths` tells it at any time. True fails there, with the reason. It does the
-            published algorithm with any numbers and any `eps_mode`; groups with another `momentum_mode`,
+            which a warning tells once; :meth:`paths` tells it at any time. True fails there, with the reason. It does
+            the published algorithm with any numbers and any `eps_mode`; groups with another `momentum_mode`,
             `decay_mode` or `correct_momentum` take one of the other implementations, whatever is asked for, and so does
             a step under ``torch.compile``. They agree to rounding errors, not bit for bit.
         stochastic_rounding: round a bfloat16 parameter to one of the two numbers around its new value, the
