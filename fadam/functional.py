@@ -222,7 +222,7 @@ def _step_plain(
         count_up(steps)
         loop = backend is None or backend is ForeachBackend  # torch's multi-tensor kernels are loops on a CPU too
         if loop and not options.get("differentiable") and fits(tensors, steps, options["capturable"]):
-            _blockwise_fadam(*tensors, steps, **options)
+            _blockwise_fadam(*tensors, steps, scalars_in_float64=backend is None, **options)
         elif backend is None:
             _single_tensor_fadam(*tensors, steps, **options)
         else:
@@ -310,13 +310,20 @@ def _blockwise_fadam(
     steps: list[Tensor],
     *,
     indices: Sequence[int] | None,
+    scalars_in_float64: bool,
     **options: Any,
 ) -> None:
+    rest = dict(options)
     for seen in ("capturable", "differentiable", "found_inf"):  # by `fits` and `begin`
         options.pop(seen, None)
     one = BlockLoop(**options)
     for i, tensors in enumerate(zip(params, grads, momentums, fims, steps, strict=True)):
-        one(*tensors, i if indices is None else indices[i])
+        index = i if indices is None else indices[i]
+        if scalars_in_float64 and tensors[0].dim() == 0:  # as that loop has them, whose RMS values are float64 scalars
+            rest.setdefault("differentiable", False)
+            _single_tensor_fadam(*([x] for x in tensors), indices=[index], **rest)
+        else:
+            one(*tensors, index)
 
 
 def _single_tensor_fadam(
