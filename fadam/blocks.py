@@ -94,7 +94,9 @@ class BlockLoop:
         """Scratch memory of that name as long as `like`, which is never two blocks' at once."""
         size = like.shape[0]
         view = self._rooms.get((name, dtype, size))
-        if view is None:
+        if view is None and size > _BLOCK:
+            view = torch.empty(size, dtype=dtype, device="cpu")  # not kept: the next tensor is of another size
+        elif view is None:
             whole = self._rooms.get((name, dtype, _BLOCK))
             if whole is None:
                 whole = self._rooms[name, dtype, _BLOCK] = torch.empty(_BLOCK, dtype=dtype, device="cpu")
@@ -144,7 +146,7 @@ class _OneTensor:
         self.decay, self.gain = loop.weights(t)
         self.correction = bias_correction(loop.beta1, t) if loop.correct_momentum else 1.0
         self.overflows = loop.clip is None  # whether theta / d may, or has in another block
-        if self.size <= _BLOCK:
+        if self.size <= _BLOCK or self.dtype == torch.float64:  # whose last digits show the order of a sum
             self.blocks = [Block(0, param, grad, momentum, fim)]
         else:
             parts = (torch.split(x, _BLOCK) for x in (param, grad, momentum, fim))
@@ -158,15 +160,15 @@ class _OneTensor:
         if loop.clip is not None and len(self.blocks) == 1:
             kept = self._directions(self.blocks[0], first=True)
             if not self._surely_below(kept.n, loop.clip):
-                n_divisor = self._divisor([self._sum(kept.n)])
-            w_divisor = self._divisor([self._decay_sum(kept.w)])
+                n_divisor = self._divisor([self._norm(kept.n)])
+            w_divisor = self._divisor([self._decay_norm(kept.w)])
         elif loop.clip is not None:
-            n_sums, w_sums = [], []
+            n_norms, w_norms = [], []
             for block in self.blocks:
                 directions = self._directions(block, first=True)
-                n_sums.append(self._sum(directions.n))
-                w_sums.append(self._decay_sum(directions.w))
-            n_divisor, w_divisor = self._divisor(n_sums), self._divisor(w_sums)
+                n_norms.append(self._norm(directions.n))
+                w_norms.append(self._decay_norm(directions.w))
+            n_divisor, w_divisor = self._divisor(n_norms), self._divisor(w_norms)
         for block in self.blocks:
             self._apply(block, kept or self._directions(block, first=loop.clip is None), n_divisor, w_divisor)
 
@@ -183,7 +185,7 @@ class _OneTensor:
             if total < _LARGE and factor * math.sqrt(total / self.size) > _MARGIN * most:
                 self.large = False
             else:
-                norm = math.sqrt(sum(self._sum(self._gradient(block)) for block in self.blocks))
+                norm = _root([self._norm(self._gradient(block)) for block in self.blocks])
                 self.large = not norm < self.limits.harmless
                 x = norm / math.sqrt(self.size) * factor
                 eps_t = most if x > most else x  # NaN stays
@@ -197,26 +199,28 @@ class _OneTensor:
         total = _quick_sum(x)
         return total < _LARGE and _MARGIN * math.sqrt(total / self.size) < rms
 
-    def _sum(self, x: Tensor) -> float:
-        """Of the squares."""
-        wide = x if self.dtype == torch.float64 else self.loop.room("sum", x, torch.float64).copy_(x)
-        total: float = torch.dot(wide, wide).item()
-        return total
+    def _norm(self, x: Tensor) -> float:
+        """The root of the sum of squares."""
+        if self.dtype == torch.float64:
+            norm: float = torch.linalg.vector_norm(x).item()
+            return norm
+        wide = self.loop.room("sum", x, torch.float64).copy_(x)
+        return math.sqrt(torch.dot(wide, wide).item())
 
-    def _decay_sum(self, w: Tensor | None) -> float:
+    def _decay_norm(self, w: Tensor | None) -> float:
         """That of w_t, which is bounded first where theta / d has overflowed; 0 where the decay is not clipped."""
         if w is None or not self.loop.natural_decay:
             return 0.0
-        total = self._sum(w)
-        if not math.isfinite(total):
+        norm = self._norm(w)
+        if not math.isfinite(norm):
             self.overflows = True
-            total = self._sum(w.clamp_(min=-self.limits.largest, max=self.limits.largest))
-        return total
+            norm = self._norm(w.clamp_(min=-self.limits.largest, max=self.limits.largest))
+        return norm
 
-    def _divisor(self, sums: Sequence[float]) -> float:
+    def _divisor(self, norms: Sequence[float]) -> float:
         """max(1, RMS / clip), NaN for a NaN."""
         assert self.loop.clip is not None
-        ratio = math.sqrt(sum(sums)) / math.sqrt(self.size) / self.loop.clip
+        ratio = _root(norms) / math.sqrt(self.size) / self.loop.clip
         return 1.0 if ratio < 1 else ratio
 
     def _wide(self, x: Tensor, name: str) -> Tensor:
@@ -290,6 +294,10 @@ class _OneTensor:
             block.param.sub_(torch.mul(update, loop.lr, out=loop.room("d", g, self.dtype)))
         else:
             block.param.sub_(update, alpha=loop.lr)
+
+
+def _root(norms: Sequence[float]) -> float:
+    return norms[0] if len(norms) == 1 else math.sqrt(sum(x * x for x in norms))
 
 
 def _quick_sum(x: Tensor) -> float:
