@@ -88,7 +88,7 @@ def fadam(
 
     Raises:
         RuntimeError: with `capturable`, or `found_inf` on a device, if a step is not on its parameter's device;
-            if `fused` is true and cannot be had, with the reason.
+            if `fused` is true and cannot be had, with the reason; for a gradient or state of another shape.
         ValueError: if two of `foreach`, `fused` and `differentiable` are true, or `stochastic_rounding` with
             `differentiable`; for sharded parameters that FAdam cannot step.
     """
@@ -190,6 +190,13 @@ def begin(
         )
         counts = [steps[i] for i in index]
         backend = choose(*tensors, counts, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
+        for p, *others in zip(*tensors, strict=True):
+            if any(x.shape != p.shape for x in others):
+                shapes = ", ".join(str(tuple(x.shape)) for x in (p, *others))
+                raise RuntimeError(
+                    f"FAdam: a gradient or state is not of its parameter's shape: {shapes} are those of parameter, "
+                    "gradient, momentum and fim"
+                )
         more: dict[str, Any] = {**options, **amp_tensors(device, counts, options["grad_scale"], found_inf)}
         more["indices"] = [numbers[i] for i in index] if rounds else None
         if backend is None:
