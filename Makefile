@@ -19,6 +19,7 @@ VENV ?= .venv
 DATA := $(or $(FADAM_DATA),data)
 RUNS := $(or $(FADAM_RUNS),runs)
 PY := $(VENV)/bin/python
+GPU_PY ?= $(if $(wildcard $(PY)),$(PY),python3)
 READY := $(VENV)/.ready
 # Lightning and transformers ask no hub while local data are used; wandb stays silent unless chosen.
 export PYTHONUNBUFFERED := 1
@@ -110,9 +111,12 @@ check-report: $(READY) ## look at the page in a headless Chromium or Chrome, whi
 push: $(READY) ## push the run records, and offline runs, to Weights & Biases
 	@$(PY) -m scripts.push_wandb --runs "$(RUNS)" $(ARGS)
 
-.PHONY: bench bench-llm
-bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (6 minutes, idle machine)
+.PHONY: bench bench-llm gpu-check
+bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (10 minutes, idle machine)
 	@$(PY) -m scripts.bench_step
+
+gpu-check: ## on a machine with a GPU, in 10 minutes and without a network: all that only a GPU can show (GPU_PY=python3)
+	@$(GPU_PY) -m scripts.gpu_check $(ARGS)
 
 bench-llm: $(READY) ## tokens per second of our training run against a bare PyTorch loop
 	@$(PY) -m scripts.bench_llm
