@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from experiments.analysis import check_report
-from experiments.analysis.check_report import View, event_findings, findings, link_findings
+from experiments.analysis.check import __main__ as check
+from experiments.analysis.check.__main__ import View, event_findings, findings, link_findings
 
 CLEAN = {
     "width": 360,
@@ -31,13 +33,13 @@ CLEAN = {
 
 
 @pytest.fixture
-def page(tmp_path):
+def page(tmp_path: Path) -> Path:
     path = tmp_path / "page.html"
     path.write_text("")
     return path
 
 
-def test_a_clean_page_has_no_findings(page):
+def test_a_clean_page_has_no_findings(page: Path) -> None:
     assert findings(CLEAN, page, View(360)) == []
 
 
@@ -58,15 +60,15 @@ def test_a_clean_page_has_no_findings(page):
         ({"lang": ""}, "without a language or a title"),
     ],
 )
-def test_what_is_found(page, change, word):
+def test_what_is_found(page: Path, change: dict[str, Any], word: str) -> None:
     assert any(word in finding for finding in findings({**CLEAN, **change}, page, View(360)))
 
 
-def test_small_text_is_no_fault_in_print(page):
+def test_small_text_is_no_fault_in_print(page: Path) -> None:
     assert findings({**CLEAN, "tiny": ["5 px"]}, page, View(718, media="print")) == []
 
 
-def test_links(page, tmp_path):
+def test_links(page: Path, tmp_path: Path) -> None:
     (tmp_path / "a record.json").write_text("{}")
     here = page.as_uri()
     good = [
@@ -101,41 +103,45 @@ def test_links(page, tmp_path):
         ("Page.loadEventFired", {}, None),
     ],
 )
-def test_events(method, params, word):
+def test_events(method: str, params: dict[str, Any], word: str) -> None:
     assert event_findings([{"method": method, "params": params}]) == ([] if word is None else [word])
 
 
-def test_without_a_browser_it_says_so(page, monkeypatch, capsys):
+def test_without_a_browser_it_says_so(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PATH", str(page.parent))
     monkeypatch.delenv("FADAM_BROWSER", raising=False)
-    assert check_report.main([str(page)]) == check_report.NO_BROWSER_STATUS
+    assert check.main([str(page)]) == check.NO_BROWSER_STATUS
     error = capsys.readouterr().err
     assert "no browser to check" in error
     assert "chromium" in error
 
 
-def test_without_a_page_it_says_so(tmp_path, capsys):
-    assert check_report.main([str(tmp_path / "none.html")]) == 2
+def test_without_a_page_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([str(tmp_path / "none.html")]) == 2
     assert "is missing; make it with" in capsys.readouterr().err
 
 
-def test_a_browser_is_found(tmp_path, monkeypatch):
+def test_a_browser_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "google-chrome"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert check_report.find_browser({}) == str(program)
-    assert check_report.find_browser({"FADAM_BROWSER": str(program)}) == str(program)
-    assert check_report.find_browser({"FADAM_BROWSER": "no-such-browser"}) is None
+    assert check.find_browser({}) == str(program)
+    assert check.find_browser({"FADAM_BROWSER": str(program)}) == str(program)
+    assert check.find_browser({"FADAM_BROWSER": "no-such-browser"}) is None
 
 
-def test_a_browser_that_goes_away_is_an_error(page, tmp_path, monkeypatch, capfd):
+def test_a_browser_that_goes_away_is_an_error(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     program = tmp_path / "browser"
     program.write_text("#!/bin/sh\necho no display >&2\n")
     program.chmod(0o755)
     monkeypatch.setenv("FADAM_BROWSER", str(program))
     fds = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
-    assert check_report.main([str(page)]) == 1
+    assert check.main([str(page)]) == 1
     assert "the browser went away: no display" in capfd.readouterr().err
     if fds is not None:
         assert len(os.listdir("/proc/self/fd")) == fds

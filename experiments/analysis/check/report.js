@@ -1,4 +1,4 @@
-// Measures the page it runs in for check_report.py: what overflows, is empty, faint, nameless or leads somewhere.
+// Measures the page it runs in for check: what overflows, is empty, faint, nameless or leads somewhere.
 (() => {
   const seen = (e) => { const r = e.getBoundingClientRect(); return r.width > 0 && r.height > 0; };
   const name = (e) => e.tagName.toLowerCase() + (e.id ? '#' + e.id : '') +

@@ -1,12 +1,12 @@
 """Look at the report with a real browser: nothing may fail to load, overflow, be illegible or lead nowhere.
 
-    python -m experiments.analysis.check_report [results/report.html] [--screenshots FOLDER]
+    python -m experiments.analysis.check [results/report.html] [--screenshots FOLDER]
 
 Drives a headless Chromium or Chrome found on PATH (or named by FADAM_BROWSER) over its DevTools pipe, at the widths of
-a phone, a tablet and a desk, light and dark, and prints to PDF. Before it judges the page it looks at a page with every
+a phone, a tablet and a desk, light and dark, and in print. Before it judges the page it looks at a page with every
 fault that it knows, so that a check that has gone blind fails. Leaves with status 1 where something is wrong and with
 status 3 where there is no browser. It is a command of its own, for machines that have one: the ordinary test command
-needs no browser, and checks of the same page what can be read from its source (tests/analysis/test_report.py).
+needs no browser, and checks of the same page what can be read from its source (tests/analysis/test_pages.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NO_BROWSER_STATUS = 3
 LEAST_TEXT = 8.5
 
 # Runs in the page; returns what was found, as plain data.
-_MEASURE = Path(__file__).with_suffix(".js").read_text(encoding="utf-8").replace("LEAST_TEXT", str(LEAST_TEXT))
+_MEASURE = (Path(__file__).parent / "report.js").read_text(encoding="utf-8").replace("LEAST_TEXT", str(LEAST_TEXT))
 # Shows what is folded away, and loads what waits for being seen.
 _UNFOLD = """
 (async () => {
@@ -47,8 +47,6 @@ _UNFOLD = """
   await document.fonts.ready;
 })()
 """
-# Two frames drawn: before that, printing is refused.
-_SETTLE = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # One fault of every kind, by words of its finding.
 FAULTS = {
     "console error": "<script>console.error('a console error')</script>",
@@ -88,18 +86,10 @@ class Browser:
 
     def __init__(self, program: str, folder: Path) -> None:
         flags = [
-            "--headless=new",
-            "--remote-debugging-pipe",
-            f"--user-data-dir={folder / 'profile'}",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--no-first-run",
-            "--no-default-browser-check",
-            "--hide-scrollbars",
-        ]
+            "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}", "--disable-gpu",
+            "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", "--no-first-run", "--no-default-browser-check", "--hide-scrollbars",
+        ]  # fmt: skip
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             flags.append("--no-sandbox")  # Chromium refuses to run as root otherwise
         theirs_in, self._out = os.pipe()
@@ -113,14 +103,9 @@ class Browser:
             os.dup2(high[1], 4)
 
         self._log = (folder / "browser.log").open("wb+")
-        self._process = subprocess.Popen(
-            [program, *flags, "about:blank"],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            pass_fds=(3, 4),
-            preexec_fn=connect,
-        )
+        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
+        words = [program, *flags, "about:blank"]
+        self._process = subprocess.Popen(words, pass_fds=(3, 4), preexec_fn=connect, **streams)
         os.close(theirs_in)
         os.close(theirs_out)
         self._buffer = b""
@@ -324,20 +309,6 @@ def look(browser: Browser, page: Path, view: View) -> list[str]:
     return [*event_findings(browser.events), *findings(measured, page, view)]
 
 
-def printed(browser: Browser, page: Path) -> bytes:
-    """The page as PDF.
-
-    Raises:
-        BrowserError: what the browser made is no PDF.
-    """
-    browser.open(page.as_uri(), 1280)
-    browser.evaluate(_SETTLE)
-    data = base64.b64decode(browser.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)["data"])
-    if not data.startswith(b"%PDF-") or data.count(b"/Type /Page") < 1:
-        raise BrowserError("printing made no PDF with pages")
-    return data
-
-
 def screenshot(browser: Browser, page: Path, view: View, path: Path, whole: bool) -> None:
     browser.open(page.as_uri(), view.width, view.scheme, view.media)
     data = browser.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
@@ -372,10 +343,8 @@ def check(program: str, page: Path, screenshots: Path | None = None) -> list[str
         for view in VIEWS:
             for finding in look(browser, page, view):
                 found.setdefault(finding, []).append(str(view))
-        pdf = printed(browser, page)
         if screenshots is not None:
             screenshots.mkdir(parents=True, exist_ok=True)
-            (screenshots / "report.pdf").write_bytes(pdf)
             for view in VIEWS:
                 name = str(view).replace(" px, ", "-")
                 screenshot(browser, page, view, screenshots / f"{name}.png", whole=True)
@@ -383,14 +352,14 @@ def check(program: str, page: Path, screenshots: Path | None = None) -> list[str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.analysis.check_report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.analysis.check", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("page", nargs="?", default="results/report.html", help="default: results/report.html")
-    parser.add_argument("--screenshots", metavar="FOLDER", help="also write a picture of every view, and the PDF")
+    parser.add_argument("--screenshots", metavar="FOLDER", help="also write a picture of every view")
     options = parser.parse_args(argv)
     page = Path(options.page)
     if not page.is_file():
-        print(f"error: {page} is missing; make it with: python -m experiments.analysis.report", file=sys.stderr)
+        print(f"error: {page} is missing; make it with: python -m experiments.analysis report", file=sys.stderr)
         return 2
     program = find_browser()
     if program is None:
@@ -408,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"{page}: {problem}", file=sys.stderr)
     if not problems:
-        print(f"{page}: nothing wrong in {len(VIEWS)} views ({'; '.join(map(str, VIEWS))}) and in print")
+        print(f"{page}: nothing wrong in {len(VIEWS)} views ({'; '.join(map(str, VIEWS))})")
     return 1 if problems else 0
 
 
