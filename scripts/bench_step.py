@@ -320,16 +320,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         sys.exit(f"error: --out {out}: {error.strerror}")
-    from experiments.core import record
+    from experiments.core import provenance
+    from experiments.core.records import jsonable
 
     started, load = time.monotonic(), os.getloadavg()[0]
-    commit, dirty = record.commit()
+    commit, dirty = provenance.commit()
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # It draws when it is told to: a thread of its own would be timed along.
     with Progress(*columns, TextColumn("{task.fields[doing]}"), console=console, auto_refresh=False) as progress:
         sections, imported, sharded = measure(arguments, progress)
-    versions = {k: v for k, v in record.versions().items() if k in ("python", "torch")}
+    versions = {k: v for k, v in provenance.versions().items() if k in ("python", "torch")}
     with contextlib.suppress(metadata.PackageNotFoundError):
         versions["pytorch_optimizer"] = metadata.version("pytorch_optimizer")
     document = {
@@ -337,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": dirty,
-        "device": " and ".join(dict.fromkeys(record.device_name(s["device"]) for s in sections)),
+        "device": " and ".join(dict.fromkeys(provenance.device_name(s["device"]) for s in sections)),
         "cores": os.cpu_count(),
         "load": load,
         "load_end": os.getloadavg()[0],
@@ -355,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     document["goals"] = judge(document)
     text = report(document)
     out.with_suffix(".md").write_text(text, encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(record.jsonable(document), indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".json").write_text(json.dumps(jsonable(document), indent=1) + "\n", encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out.with_suffix('.md')}, {out.with_suffix('.json')}", soft_wrap=True)
 

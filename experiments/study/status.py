@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from experiments.study.plan import Stage
-from experiments.study.results import Results
+from experiments.core.plan import Stage
+from experiments.core.records import Records
 
 
 def duration(minutes: float) -> str:
@@ -18,7 +18,7 @@ def duration(minutes: float) -> str:
     return f"{whole} min" if whole < 60 else f"{whole // 60} h {whole % 60:02d} min"
 
 
-def show(stages: Sequence[Stage], results: Results, jobs: int, console: Console | None = None) -> None:
+def show(stages: Sequence[Stage], results: Records, jobs: int, console: Console | None = None) -> None:
     """Print a table of the stages and one sentence on the whole.
 
     A run counts once, in the first stage that wants it. The time of a run that is missing is the median of its stage,
