@@ -19,6 +19,7 @@ VENV ?= .venv
 DATA := $(or $(FADAM_DATA),data)
 RUNS := $(or $(FADAM_RUNS),runs)
 PY := $(VENV)/bin/python
+GPU_PY ?= $(if $(wildcard $(PY)),$(PY),python3)
 READY := $(VENV)/.ready
 # Lightning and transformers ask no hub while local data are used; wandb stays silent unless chosen.
 export PYTHONUNBUFFERED := 1
@@ -39,6 +40,8 @@ $(READY): pyproject.toml constraints.txt scripts/make_env.sh
 
 # ---- data: the embedded ones are made, at other scales they are fetched ---------------------------------------------
 TASKS := asr llm vqvae
+TASK ?= llm
+comma := ,
 EMBEDDED := $(filter cpu,$(SCALE))
 FETCH = $(PY) -m scripts.fetch_data
 .PHONY: $(TASKS:%=data-%)
@@ -63,17 +66,16 @@ $(TASKS:%=reproduce-%): reproduce-%: $(READY)
 	@$(if $(EMBEDDED),,$(FETCH) $*_$(SCALE) --gpu)
 	@$(PY) -m experiments.train -m experiment=$(EXPERIMENTS_$*) optimizer=$(OPTIMIZERS) seed=$(SEEDS) \
 		hydra.launcher.n_jobs=$(JOBS) $(ARGS)
-	@$(PY) -m experiments.analysis.compare $* --scale $(SCALE) --runs "$(RUNS)" --published results/runs
+	@$(PY) -m experiments.analysis compare $* --scale $(SCALE) --seeds $(SEEDS) --optimizers $(OPTIMIZERS) --runs "$(RUNS)"
 
-tune-asr: ## choose both optimizers' learning rates again, by the declared search
+tune-asr: ## try the learning rates that the experiment declares, for both optimizers, and choose
 tune-llm: ## the same for language modelling
 tune-vqvae: ## the same for the VQ-VAE
 $(TASKS:%=tune-%): tune-%: $(READY)
 	@$(if $(EMBEDDED),$(MAKE) --no-print-directory data-$*)
 	@$(if $(EMBEDDED),,$(FETCH) $*_$(SCALE) --gpu)
-	@for experiment in $$(echo $(EXPERIMENTS_$*) | tr , ' '); do \
-		$(PY) -m experiments.train -m experiment=$$experiment tune=$(*)_$(SCALE) hydra.launcher.n_jobs=$(JOBS) $(ARGS); done
-	@$(PY) -m experiments.analysis.choose $* --scale $(SCALE) --runs "$(RUNS)"
+	@$(PY) -m experiments.train -m experiment=$(EXPERIMENTS_$*) tune=lr hydra.launcher.n_jobs=$(JOBS) $(ARGS)
+	@$(PY) -m experiments.study choose $(subst $(comma), ,$(EXPERIMENTS_$*)) --runs "$(RUNS)"
 
 # ---- the study: configs/study declares it; each target goes on with what is missing ------------------------------------
 .PHONY: study $(TASKS:%=study-%) status
@@ -90,32 +92,32 @@ status: $(READY) ## what of the studies is published, done here, due, and the ho
 	@$(PY) -m experiments.study status --jobs $(JOBS) --runs "$(RUNS)"
 
 # ---- results ------------------------------------------------------------------------------------------------------
-.PHONY: publish tables report check-report
-publish: $(READY) ## copy this machine's finished run records into results/runs
-	@$(PY) -m experiments.analysis.publish --runs "$(RUNS)" --to results/runs
+.PHONY: publish tables report compare check-report
+publish: $(READY) ## copy finished records of the studies and of other scales into results/runs
+	@$(PY) -m experiments.study publish --runs "$(RUNS)"
 
-tables: $(READY) ## make tables, figures, verdicts and the README's tables from the published records
-	@$(PY) -m experiments.analysis.tables all
-	@$(PY) -m experiments.analysis.figures all
-	@$(PY) -m experiments.analysis.pictures vqvae
-	@$(PY) -m experiments.analysis.study_tables
-	@$(PY) -m experiments.analysis.theory
-	@$(PY) -m experiments.analysis.verdicts
-	@$(PY) -m experiments.analysis.summary
+tables: $(READY) ## make README's answer, tables, figures and verdicts from the published records
+	@$(PY) -m experiments.analysis tables
 
 report: $(READY) ## make results/report.html, one page with everything, from the published records
-	@$(PY) -m experiments.analysis.report
+	@$(PY) -m experiments.analysis report
+
+compare: $(READY) ## this machine's runs of TASK (asr, llm or vqvae) beside the published ones
+	@$(PY) -m experiments.analysis compare $(TASK) --scale $(SCALE) --seeds $(SEEDS) --optimizers $(OPTIMIZERS) --runs "$(RUNS)"
 
 check-report: $(READY) ## look at the page in a headless Chromium or Chrome, which must be installed
-	@$(PY) -m experiments.analysis.check_report results/report.html
+	@$(PY) -m experiments.analysis.check results/report.html
 
 .PHONY: push
 push: $(READY) ## push the run records, and offline runs, to Weights & Biases
 	@$(PY) -m scripts.push_wandb --runs "$(RUNS)" $(ARGS)
 
-.PHONY: bench bench-llm
-bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (6 minutes, idle machine)
+.PHONY: bench bench-llm gpu-check
+bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (10 minutes, idle machine)
 	@$(PY) -m scripts.bench_step
+
+gpu-check: ## on a machine with a GPU, in 10 minutes and without a network: all that only a GPU can show (GPU_PY=python3)
+	@$(GPU_PY) -m scripts.gpu_check $(ARGS)
 
 bench-llm: $(READY) ## tokens per second of our training run against a bare PyTorch loop
 	@$(PY) -m scripts.bench_llm

@@ -31,8 +31,6 @@ STANDS_FOR = {
 }  # fmt: skip
 # A value in an f-string that nobody knows here.
 UNKNOWN = "asr"
-# They say how the first study chose, with the command of its day.
-OF_THE_FIRST_STUDY = {ROOT / "experiments" / "analysis" / "tuning.py", *(ROOT / "configs" / "tuned").glob("*_study*")}
 HYDRAS = ("experiments.train", "experiments.size")
 MODULES = r"python -m (?:experiments|scripts)[\w.]*"
 PARSERS = ("parse_args", "parse_intermixed_args", "parse_known_args")
@@ -99,11 +97,11 @@ def sources() -> Iterator[tuple[str, str]]:
         yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text()
     yield "Makefile", "\n".join(re.findall(r"^#.*|## .*", makefile, re.MULTILINE))
-    for path in sorted({*(ROOT / "configs").rglob("*.yaml")} - OF_THE_FIRST_STUDY):
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
         comments = re.findall(r"(?:^|\s)#(.*)", path.read_text(encoding="utf-8"))
         yield str(path.relative_to(ROOT)), "\n".join(comments)
     for folder in ("experiments", "fadam", "scripts", "hydra_plugins"):
-        for path in sorted({*(ROOT / folder).rglob("*.py")} - OF_THE_FIRST_STUDY):
+        for path in sorted((ROOT / folder).rglob("*.py")):
             yield str(path.relative_to(ROOT)), "\n\n".join(in_code(path))
 
 

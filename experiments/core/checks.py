@@ -9,12 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from experiments.core.catalogue import SCALES
 from experiments.core.errors import ConfigError
+from experiments.core.records import PURPOSES
 
-SCALES = ("smoke", "study", "cpu", "gpu", "paper")
 RESUME = ("auto", "never")
 NON_FINITE = ("keep", "error", "skip")
-PURPOSES = ("eval", "tune", "pilot")
 MODES = ("min", "max")
 LARGEST_SEED = 2**32 - 1
 # Parts of the name of a record: what is written elsewhere is in no table.
@@ -52,7 +52,7 @@ def check_choices(cfg: DictConfig) -> None:
         _name(name, cfg[name])
     if cfg.variant != "":
         _name("variant", cfg.variant)
-    _one_of("scale", SCALES, cfg.scale)
+    _one_of("scale", tuple(SCALES), cfg.scale)
     _one_of("purpose", PURPOSES, cfg.purpose)
     _one_of("nonfinite_gradients", NON_FINITE, cfg.nonfinite_gradients)
     _one_of("resume", RESUME, cfg.resume)

@@ -55,14 +55,16 @@ class TaskModule(LightningModule):
         """
         groups = parameter_groups(self.model, self.decay)
         target = getattr(self.make_optimizer, "func", self.make_optimizer)
-        names = list(inspect.signature(target).parameters)[1:]
+        parameters = list(inspect.signature(target).parameters.values())[1:]
+        names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         # Some treat embeddings apart.
         more = {"embeddings": embedding_parameters(self.model)} if "embeddings" in names else {}
         try:
             return self.make_optimizer(groups, **more)
         except (TypeError, ValueError) as error:
             options = ", ".join(name for name in names if name not in more)
-            raise ConfigError(f"optimizer: {error}; its options are {options}") from error
+            told = "" if options in str(error) else f"; its options are {options}"
+            raise ConfigError(f"optimizer: {error}{told}") from error
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()

@@ -25,13 +25,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import loggers as log
-from experiments.core import record as rec
+from experiments.core import provenance, stopping
+from experiments.core import records as rec
 from experiments.core import resolvers as resolvers
-from experiments.core import stopping
 from experiments.core.callbacks import History, NonFiniteGradients, everyones, has_nan, is_evaluation
 from experiments.core.checkpoint import WholeFiles
 from experiments.core.checks import check_choices
-from experiments.core.choices import CONFIGS
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError, UserError
 from experiments.core.folder import CarryIdentity, Identity, RunFolder, rank_zero_print
@@ -170,10 +169,10 @@ def untuned(cfg: DictConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
 
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    name = f"{cfg.experiment_name}-{cfg.arm}.yaml"
-    if cfg.purpose != "eval" or (CONFIGS / "tuned" / name).exists() or any("optimizer.lr=" in word for word in given):
+    if cfg.purpose != "eval" or cfg.arm in cfg.tuned or any("optimizer.lr=" in word for word in given):
         return ""
-    return f"no learning rate was tuned for it (configs/tuned/{name} is missing), so {cfg.optimizer.lr} is a guess"
+    where = f"configs/tuned/{cfg.experiment_name}.yaml"
+    return f"no learning rate was tuned for it ({where} has no {cfg.arm}), so {cfg.optimizer.lr} is a guess"
 
 
 def check_gpu(cfg: DictConfig) -> None:
@@ -266,7 +265,7 @@ def fit_and_test(
 ) -> dict[str, Any]:
     """Trains on from `checkpoint`, tests, and writes the record."""
     started = datetime.datetime.now(datetime.timezone.utc)
-    code, dirty = rec.commit()
+    code, dirty = provenance.commit()
     config = dict(folder.identity.config)
     history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
     gradients = [c for c in trainer.callbacks if isinstance(c, NonFiniteGradients)]  # type: ignore[attr-defined]
@@ -319,10 +318,10 @@ def fit_and_test(
         "problems": data.problems,
         "samples": samples,
         "artifacts": [Path(p).name for p in artifacts],
-        "versions": rec.versions(),
+        "versions": provenance.versions(),
         "commit": code,
         "dirty": dirty,
-        "device": rec.device_name(trainer.strategy.root_device.type),
+        "device": provenance.device_name(trainer.strategy.root_device.type),
         "threads": cfg.threads,
         "command": command(),
         "started": started.isoformat(timespec="seconds"),

@@ -6,7 +6,8 @@
     python -m experiments.study status llm           # the same of each stage of a study
     python -m experiments.study plan llm             # every run that is due, as commands
     python -m experiments.study tuned                # write what was chosen into configs/tuned
-    python -m experiments.study publish              # copy the planned runs' records into results/runs
+    python -m experiments.study choose llm_gpu       # choose from the runs of `make tune-llm SCALE=gpu`
+    python -m experiments.study publish              # copy finished records into results/runs
 
 Each run is `python -m experiments.train` with the words that `plan` prints. What has a record is not run again; what
 was interrupted goes on. A run that fails is tried once more after the others, and then named. Ctrl-C ends; the same
@@ -25,19 +26,21 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.analysis.comparisons import decider
 from experiments.core.errors import UserError
-from experiments.core.protocol import names, protocol
-from experiments.study.plan import Planner, Run, plan_all, wanted
+from experiments.core.plan import Planner, plan_all, wanted
+from experiments.core.protocol import Run, names, protocol
+from experiments.core.records import Records
+from experiments.study.choose import choose_experiment
 from experiments.study.pool import Pool
 from experiments.study.publish import publish
-from experiments.study.results import Results
-from experiments.study.settle import decider, write_tuned
+from experiments.study.settle import write_tuned
 from experiments.study.status import counts, show, time_left
 
 ATTEMPTS = 2
 
 
-def planners(studies: Sequence[str], results: Results) -> list[Planner]:
+def planners(studies: Sequence[str], results: Records) -> list[Planner]:
     """A planner for each study. Families of comparisons reach over all declared studies, not only over `studies`."""
     everything = {name: protocol(name) for name in dict.fromkeys([*names(), *studies])}
     decided = decider(list(everything.values()), results)
@@ -48,7 +51,7 @@ def words(run: Run, runs: Path, more: Sequence[str]) -> list[str]:
     return [*run.words, "progress=line", "logger=none", f"paths.runs_dir={runs.resolve()}", *more]
 
 
-def run_all(options: argparse.Namespace, results: Results) -> int:
+def run_all(options: argparse.Namespace, results: Records) -> int:
     """Make runs until none is missing, or time is up."""
     found = planners(options.studies, results)
     until = time.monotonic() + 60 * options.minutes if options.minutes else None
@@ -92,8 +95,8 @@ def run_all(options: argparse.Namespace, results: Results) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("command", choices=("run", "status", "plan", "tuned", "publish"))
-    parser.add_argument("studies", nargs="*", help=f"default: all, {', '.join(names())}")
+    parser.add_argument("command", choices=("run", "status", "plan", "tuned", "choose", "publish"))
+    parser.add_argument("studies", nargs="*", help=f"default: all, {', '.join(names())}; choose: experiments")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
     parser.add_argument(
@@ -106,26 +109,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", nargs="+", default=[], dest="words", metavar="key=value", help="Hydra overrides for every run"
     )
     options = parser.parse_intermixed_args(argv)
+    if options.command == "choose" and not options.studies:
+        parser.error("choose needs an experiment, such as llm_gpu")
     named, options.studies = bool(options.studies), options.studies or names()
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    results = Results([options.runs, options.published])
+    results = Records([options.runs, options.published])
     try:
         if options.command == "run":
             return run_all(options, results)
+        if options.command == "choose":
+            for experiment in options.studies:
+                print("\n".join(choose_experiment(experiment, options.runs)))
+            return 0
         found = planners(options.studies, results)
         if options.command == "status":
             show(plan_all(found), results, options.jobs, published=options.published, details=named)
         elif options.command == "publish":
-            published = publish(plan_all(found), options.runs, options.published)
+            published = publish(plan_all(found), [f.protocol for f in found], options.runs, options.published)
             for line in published.refused:
                 print(f"refused: {line}", file=sys.stderr)
             print(
                 f"{published.copied} records published, {published.kept} were there, {len(published.refused)} refused"
             )
         elif options.command == "tuned":
-            for path in write_tuned(found, results):
+            for path in write_tuned(found):
                 print(f"wrote {path}")
         else:
             for run in wanted(plan_all(found), results):

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.core.durations import duration
+from experiments.core.plan import Stage
 from experiments.core.protocol import protocol
-from experiments.study.plan import Stage
-from experiments.study.results import Results
+from experiments.core.records import Records
 
 WIDTH = 80
 COLUMNS = ("published", "here", "due", "later", "core time")
@@ -64,7 +64,7 @@ def like(study: str, roots: Sequence[Path]) -> list[float]:
     return found
 
 
-def counts(stages: Sequence[Stage], results: Results, published: Path | None = None) -> list[tuple[Stage, Count]]:
+def counts(stages: Sequence[Stage], results: Records, published: Path | None = None) -> list[tuple[Stage, Count]]:
     """What of each stage is done.
 
     A missing run will take the median of its stage, else of its study, else of the records of its experiment.
@@ -143,7 +143,7 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
 
 def show(
     stages: Sequence[Stage],
-    results: Results,
+    results: Records,
     jobs: int,
     console: Console | None = None,
     published: Path | None = None,

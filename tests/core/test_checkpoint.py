@@ -15,7 +15,7 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
 from experiments.core import checkpoint as ck
-from experiments.core import record as rec
+from experiments.core import records as rec
 from experiments.core import run, stopping
 from experiments.core.errors import StorageError
 from tests.core.test_run import break_off_at, weights, with_callback
@@ -128,6 +128,13 @@ def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"last.ckpt cannot be written: no space left on device"):
         ck.WholeFiles().save_checkpoint({"a": torch.zeros(10**6)}, path)
     assert torch.load(path, weights_only=True) == {"a": 1}
+
+    record = tmp_path / "main-s1.json"
+    rec.write_record(record, {"a": 1})
+    (tmp_path / f".{record.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"main-s1.json cannot be written: no space left on device"):
+        rec.write_record(record, {"a": 2})
+    assert record.read_text() == '{\n "a": 1\n}\n'
 
 
 class Send(Callback):

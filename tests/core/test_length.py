@@ -37,7 +37,7 @@ def test_nearest_divisor(total: int, wanted: float, found: int) -> None:
         (["trainer.max_steps=20", "eval_every=5"], 5, 2, "steps20"),
         (["trainer.max_steps=20", "scheduler.warmup_steps=19"], 10, 19, "steps20"),
         (["trainer.max_steps=20", "trial=mine"], 10, 2, "mine"),
-        (["trainer.max_steps=20", "tune=asr_cpu"], 10, 2, "tune-lr0.01-steps20"),
+        (["trainer.max_steps=20", "tune=lr"], 10, 2, "tune-lr0.01-steps20"),
         (["trainer.max_steps=20", "debug=fast"], 2, 1, "debug"),
         (["debug=fast"], 2, 1, "debug"),
     ],
