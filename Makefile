@@ -108,6 +108,13 @@ compare: $(READY) ## this machine's runs of TASK (asr, llm or vqvae) beside the 
 check-report: $(READY) ## look at the page in a headless Chromium or Chrome, which must be installed
 	@$(PY) -m experiments.analysis.check results/report.html
 
+.PHONY: fisher
+fisher: $(READY) data-asr data-llm data-vqvae ## what the optimizer knows: four uses and its size (about 10 minutes of one core)
+	@$(PY) -m examples.fisher
+	@$(PY) -m experiments.theory.closed_forms
+	@$(PY) -m experiments.theory.tasks
+	@$(PY) -m experiments.theory.knows
+
 .PHONY: push
 push: $(READY) ## push the run records, and offline runs, to Weights & Biases
 	@$(PY) -m scripts.push_wandb --runs "$(RUNS)" $(ARGS)
