@@ -135,6 +135,17 @@ def words(records: Records, one: str, other: str) -> dict[str, list[str]]:
     return found
 
 
+def edges(records: Records) -> list[str]:
+    """What was chosen at an end of the values that were tried, where a better one may lie outside."""
+    found: list[str] = []
+    for use, key in (("consolidation", "strength"), ("laplace", "precision")):
+        tried = records[use]["settings"].get({"strength": "strengths", "precision": "precisions"}[key], [])
+        for row in records[use]["rows"]:
+            if row["method"] != "none" and tried and row.get(key) in (min(tried), max(tried)):
+                found.append(f"{USES[use]} ({row['optimizer']}, {row['method']}: {row[key]:g})")
+    return list(dict.fromkeys(found))
+
+
 # ---- the factor on the tasks -----------------------------------------------------------------------------------------
 def last(record: Mapping[str, Any], task: str, batch: int, layer: str = "all") -> Mapping[str, Any]:
     """The row of the last step."""
@@ -160,6 +171,25 @@ def tasks_rows(record: Mapping[str, Any]) -> list[list[str]]:
             cells += [f"{et['ratio']:.2f}", f"{et['rank']:.2f}", f"{1 + row['excess']:.2f}", f"{row['ceiling']:.2f}"]
             rows.append([str(c) for c in cells])
     return rows
+
+
+def measures(record: Mapping[str, Any], beta2: float) -> list[dict[str, Any]]:
+    """What a verdict on C10 needs, at the last step of each task and batch size.
+
+    With the factor, f_t over the empirical Fisher (`ratio`, 1 if the size agrees; `predicted` by the mean gradient);
+    the same without the factor (`bare`); the rank correlation with the true one (`rank`) and of two true ones
+    (`ceiling`).
+    """
+    found = []
+    for task in TASKS:
+        for batch in record["settings"]["batches"]:
+            row = last(record, task, batch)
+            free = of_beta2(row, beta2)
+            ratio = free["empirical"]["ratio"]
+            numbers = {"ratio": ratio, "predicted": 1 + row["excess"], "bare": ratio / batch}
+            more = {"rank": free["true"]["rank"], "ceiling": row["ceiling"]}
+            found.append({"task": task, "batch": batch, "step": row["step"], **numbers, **more})
+    return found
 
 
 TASKS_HEADER = (
@@ -293,6 +323,9 @@ def section(records: Records) -> str:
         f"{listed(loss['worse'])}, and better in "
         f"{listed(loss['better'])}.",
         "",
+        f"At an end of the strengths or prior precisions tried, so that a better one may lie outside: "
+        f"{listed(edges(records))}.",
+        "",
         "![Loss over sparsity](../figures/fisher_pruning.png)",
         "",
         "### Its size on the real tasks",
@@ -306,6 +339,11 @@ def section(records: Records) -> str:
         "docstring says that the ratio becomes there.",
         "",
         *(f"- {sentence}" for sentence in (*factor_sentences(records["tasks"]), toy_sentence(records["toy"]))),
+        "",
+        "Two things besides the mean gradient part the columns. A long average remembers the larger gradients of "
+        "earlier steps, which the prediction, at one step's weights, does not know. And the data of one sample err "
+        "together where the model takes them for independent (the pixels of an image given its codes): the empirical "
+        "Fisher of a sample then exceeds the true one by up to their number, and so does the free one.",
         "",
         "![Ratio and rank correlation along training](../figures/fisher.png)",
         "",

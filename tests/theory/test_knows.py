@@ -113,6 +113,24 @@ def test_the_section_says_where_the_free_one_is_worse(records):
     assert len(knows.layers_rows(records["tasks"], 0.999)) == 6
 
 
+def test_choices_at_the_ends_of_what_was_tried_are_told(records):
+    assert knows.edges(records) == []
+    record = records["consolidation"]
+    record["settings"]["strengths"] = [0.1, 1.0, 10.0]
+    for row in record["rows"]:
+        row["strength"] = 10.0 if row["method"] == "true" and row["optimizer"] == "AdamW" else 1.0
+    assert knows.edges(records) == ["elastic weight consolidation (AdamW, true: 10)"]
+    assert "may lie outside: elastic weight consolidation (AdamW, true: 10)." in knows.section(records)
+
+
+def test_measures_for_a_verdict(records):
+    found = knows.measures(records["tasks"], 0.9)
+    assert [(m["task"], m["batch"], m["step"]) for m in found[:2]] == [("asr", 2, 100), ("asr", 8, 100)]
+    numbers = {key: value for key, value in found[1].items() if isinstance(value, float)}
+    expected = {"ratio": 1.9, "predicted": 3.0, "bare": 1.9 / 8, "rank": 0.9, "ceiling": 0.95}
+    assert numbers == pytest.approx(expected)
+
+
 def test_lists_of_words():
     assert knows.listed([]) == "none"
     assert knows.listed(["a"]) == "a"

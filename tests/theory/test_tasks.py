@@ -172,6 +172,12 @@ def test_the_loss_of_samples_is_that_of_training(name, overrides):
     assert float(sum(each) / len(each)) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_the_record_has_a_row_on_a_line():
+    record = {"schema": 1, "settings": {"a": [1]}, "rows": [{"x": 1.5}, {"x": 2}]}
+    assert json.loads(tasks.text(record)) == record
+    assert tasks.text(record).splitlines()[-4:] == ['  {"x":1.5},', '  {"x":2}', " ]", "}"]
+
+
 def test_another_task_is_refused(capsys):
     assert tasks.main(["chess"]) == 2
     assert "TASK=chess is not allowed; TASK must be one of asr, llm, vqvae" in capsys.readouterr().err
