@@ -99,7 +99,8 @@ def line_up(chosen: ParameterSet, shapes: Shapes, device: torch.device, advance:
     """Build every optimizer and let it take its first step."""
     ready = Lineup()
     count = sum(math.prod(shape) for shape in shapes)
-    shared = 16 * count > SHARED_ABOVE
+    # What is shared must suit all of them, which have their states in different dtypes beside bfloat16 weights.
+    shared = 16 * count > SHARED_ABOVE and chosen.dtype == torch.float32
     free = available_memory(device)
     values: list[Tensor] = []
     grads: dict[float, list[Tensor]] = {}
@@ -111,9 +112,9 @@ def line_up(chosen: ParameterSet, shapes: Shapes, device: torch.device, advance:
             continue
         try:
             if not values or not shared:
-                values = filled(shapes, device, 0.02, seed=0)
+                values = filled(shapes, device, 0.02, 0, chosen.dtype)
             if contestant.gradient not in grads or not shared:
-                grads[contestant.gradient] = filled(shapes, device, contestant.gradient, seed=1)
+                grads[contestant.gradient] = filled(shapes, device, contestant.gradient, 1, chosen.dtype)
             params = parameters(values, grads[contestant.gradient])
             optimizer = contestant.build(params)
             if shared and isinstance(optimizer, torch.optim.Optimizer):

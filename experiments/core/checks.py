@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from typing import Any
 
 from omegaconf import DictConfig
@@ -72,3 +73,16 @@ def check_choices(cfg: DictConfig) -> None:
             _refuse(f"{name}.metric", "the name of a metric", cfg[name].metric)
     if not isinstance(cfg.target.value, (int, float, type(None))):
         _refuse("target.value", "a number or null", cfg.target.value)
+
+
+def check_launcher(target: str) -> None:
+    """Refuse to send jobs to SLURM from where there is none.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if target.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+        raise ConfigError(
+            "hydra/launcher=slurm sends runs to SLURM, and this machine has no srun: start it on a login node of the "
+            "cluster, or leave the option out to run here"
+        )

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from experiments.core.protocol import Bowl, Comparison, Protocol, Run, Switches, rate
+from experiments.core.protocol import Bowl, Comparison, Key, Protocol, Run, Switches, rate
 from experiments.core.records import Record, Records
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -29,7 +29,7 @@ class Stage:
 
     Attributes:
         runs: those that are known to be wanted.
-        later: how many more there will be at most, once `waits` is over.
+        coming: keys of those there will be more at most, once `waits` is over; stages may share them. See `Run.key`.
         waits: for what, in words; "" where nothing more will come.
         rank: stages of all protocols run in the order of their ranks.
     """
@@ -38,8 +38,13 @@ class Stage:
     name: str
     rank: int
     runs: tuple[Run, ...]
-    later: int = 0
+    coming: tuple[Key, ...] = ()
     waits: str = ""
+
+    @property
+    def later(self) -> int:
+        """How many more runs there will be at most."""
+        return len(self.coming)
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,16 @@ class Planner:
                 return runs, found
             low, high = low + more_low, high + more_high
 
+    # ---- runs that are not planned in full yet --------------------------------------------------------------------
+
+    def pairs(self, arms: Sequence[str], first: int, end: int) -> tuple[Key, ...]:
+        """Those of a comparison, from one number of pairs to another."""
+        return tuple((self.protocol.name, arm, seed) for arm in arms for seed in self.protocol.evaluation[first:end])
+
+    def numbered(self, what: str, count: int) -> tuple[Key, ...]:
+        """Those that no other stage has."""
+        return tuple((self.protocol.name, what, number) for number in range(count))
+
     # ---- stages --------------------------------------------------------------------------------------------------
 
     def bowl(self, name: str, bowl: Bowl, rank: int) -> tuple[list[Stage], dict[str, Tuned]]:
@@ -168,7 +183,8 @@ class Planner:
         decays = f"{name}, decay"
         if sweeps is None:
             if later:
-                stages.append(Stage(self.protocol.name, decays, rank + 1, (), later, "the best learning rates"))
+                coming = self.numbered(decays, later)
+                stages.append(Stage(self.protocol.name, decays, rank + 1, (), coming, "the best learning rates"))
             return stages, {}
         tuned: dict[str, Tuned] = {}
         more: list[Run] = []
@@ -198,7 +214,8 @@ class Planner:
         size = len(switches.arms) * len(switches.seeds) * (2 * switches.reach + 1)
         needed = {switches.centre, *switches.decay_from.values()}
         if missing := sorted(needed - set(tuned)):
-            return Stage(self.protocol.name, "switches", rank, (), size, f"{' and '.join(missing)} to be tuned"), {}
+            waits = f"{' and '.join(missing)} to be tuned"
+            return Stage(self.protocol.name, "switches", rank, (), self.numbered("switches", size), waits), {}
         centre = tuned[switches.centre].step
 
         def decay(arm: str) -> float:
@@ -220,13 +237,13 @@ class Planner:
         name = f"{comparison.id}: {comparison.challenger} against {comparison.baseline}"
         if missing := [arm for arm in arms if arm not in tuned]:
             waits = f"{' and '.join(missing)} to be tuned"
-            return Stage(self.protocol.name, name, rank, (), len(arms) * looks[-1], waits)
+            return Stage(self.protocol.name, name, rank, (), self.pairs(arms, 0, looks[-1]), waits)
         for pairs in looks:
             runs = [run for arm in arms for run in self.evaluation(arm, tuned[arm], pairs, name)]
             if any(self.result(run) is None for run in runs):
-                later = len(arms) * (looks[-1] - pairs)
-                waits = f"the look at {pairs} pairs" if later else ""
-                return Stage(self.protocol.name, name, rank, tuple(runs), later, waits)
+                coming = self.pairs(arms, pairs, looks[-1])
+                waits = f"the look at {pairs} pairs" if coming else ""
+                return Stage(self.protocol.name, name, rank, tuple(runs), coming, waits)
             if self.decided(comparison, pairs):
                 break
         return Stage(self.protocol.name, name, rank, tuple(runs))
@@ -239,7 +256,8 @@ class Planner:
         like = {arm: grid.like.get(arm, arm) for arm in grid.arms}
         if missing := sorted(set(like.values()) - set(tuned)):
             size = len(points) * sum(grid.seeds[arm] for arm in grid.arms)
-            return Stage(self.protocol.name, "epsilon", rank, (), size, f"{' and '.join(missing)} to be tuned")
+            waits = f"{' and '.join(missing)} to be tuned"
+            return Stage(self.protocol.name, "epsilon", rank, (), self.numbered("epsilon", size), waits)
         runs = [
             self.run(
                 "epsilon", arm, f"eps{eps:g}-scale{scale:g}-{precision.removesuffix('-true')}", seed,
@@ -284,7 +302,8 @@ class Planner:
                         )
                     )
                 else:
-                    stages.append(Stage(p.name, f"context: {arm}", base + 3002, (), pairs, f"{arm} to be tuned"))
+                    coming = self.pairs([arm], 0, pairs)
+                    stages.append(Stage(p.name, f"context: {arm}", base + 3002, (), coming, f"{arm} to be tuned"))
         return stages
 
     context_pairs = 5

@@ -22,6 +22,8 @@ STEPS_PER_DECADE = 5
 
 Mode = Literal["min", "max"]
 Pool = Literal["decoupled", "natural"]
+# A run that is not planned in full yet, by study, what it is of, and a number.
+Key = tuple[str, str, int]
 
 
 def rate(step: int) -> float:
@@ -223,6 +225,11 @@ class Run:
         """Path of its record inside a folder of runs."""
         stem = "-".join(part for part in (self.variant, self.trial, f"s{self.seed}") if part)
         return Path(self.task) / self.scale / self.arm / f"{stem}.json"
+
+    @property
+    def key(self) -> Key:
+        """What it was called while it was to come; runs of a comparison go by arm and seed."""
+        return self.protocol, self.arm if self.trial.endswith("main") else str(self.record), self.seed
 
     @property
     def words(self) -> list[str]:

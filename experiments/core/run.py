@@ -34,6 +34,7 @@ from experiments.core.checks import check_choices
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError, UserError
 from experiments.core.folder import CarryIdentity, Identity, RunFolder, rank_zero_print
+from experiments.core.length import fit_length
 from experiments.core.module import TaskModule
 from experiments.core.optim import path_taken
 
@@ -174,6 +175,18 @@ def untuned(cfg: DictConfig) -> str:
     return f"no learning rate was tuned for it ({where} has no {cfg.arm}), so {cfg.optimizer.lr} is a guess"
 
 
+def check_gpu(cfg: DictConfig) -> None:
+    """Refuse a run on a GPU where there is none, before any data are fetched.
+
+    Raises:
+        ConfigError: naming what does without.
+    """
+    if cfg.trainer.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{cfg.experiment_name} wants a CUDA GPU, and this machine has none: take experiment={cfg.task}_cpu"
+        )
+
+
 @contextlib.contextmanager
 def ended_by_signals(trainer: Trainer) -> Iterator[None]:
     """Lightning ends a terminated process with status 0, as if the run were done, and one that Ctrl-C ended with 1."""
@@ -190,7 +203,10 @@ def ended_by_signals(trainer: Trainer) -> Iterator[None]:
 
 def execute(cfg: DictConfig) -> dict[str, Any]:
     """Train, test, write the record. A run whose record exists, for this config and these data, is not repeated."""
+    if changed := fit_length(cfg):
+        rank_zero_print(f"{cfg.label}: {changed}")
     check_choices(cfg)
+    check_gpu(cfg)
     torch.set_num_threads(cfg.threads)
     torch.set_float32_matmul_precision("high")
     quiet_lightning()

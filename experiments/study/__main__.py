@@ -2,7 +2,8 @@
 
     python -m experiments.study run                  # all studies, two runs at a time
     python -m experiments.study run llm asr --jobs 1 --minutes 50
-    python -m experiments.study status               # what is done, missing, and the hours left
+    python -m experiments.study status               # what is published, done here, due, and the hours left
+    python -m experiments.study status llm           # the same of each stage of a study
     python -m experiments.study plan llm             # every run that is due, as commands
     python -m experiments.study tuned                # write what was chosen into configs/tuned
     python -m experiments.study choose llm_gpu       # choose from the runs of `make tune-llm SCALE=gpu`
@@ -16,6 +17,7 @@ command goes on with what is missing.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -33,7 +35,7 @@ from experiments.study.choose import choose_experiment
 from experiments.study.pool import Pool
 from experiments.study.publish import publish
 from experiments.study.settle import write_tuned
-from experiments.study.status import duration, show
+from experiments.study.status import counts, show, time_left
 
 ATTEMPTS = 2
 
@@ -80,8 +82,9 @@ def run_all(options: argparse.Namespace, results: Records) -> int:
             else:
                 done += 1
                 failures.pop(run.record, None)
-                left = len(list(wanted(plan_all(found), results)))
-                print(f"{done} done, {left} due: {run.protocol}, {run.stage}: {run.record}", flush=True)
+                stages = plan_all(found)
+                due, left = len(list(wanted(stages, results))), time_left(counts(stages, results), options.jobs)
+                print(f"{done} done, {due} due: {run.protocol}, {run.stage}: {run.record}; {left}", flush=True)
     finally:
         pool.close()
     for record, failure in failures.items():
@@ -108,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     if options.command == "choose" and not options.studies:
         parser.error("choose needs an experiment, such as llm_gpu")
-    options.studies = options.studies or names()
+    named, options.studies = bool(options.studies), options.studies or names()
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -122,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         found = planners(options.studies, results)
         if options.command == "status":
-            show(plan_all(found), results, options.jobs)
+            show(plan_all(found), results, options.jobs, published=options.published, details=named)
         elif options.command == "publish":
             published = publish(plan_all(found), [f.protocol for f in found], options.runs, options.published)
             for line in published.refused:
@@ -136,6 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             for run in wanted(plan_all(found), results):
                 print(shlex.join(["python", "-m", "experiments.train", *run.words]))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has enough, such as `head`. The interpreter would flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -144,8 +151,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     return 0
 
-
-__all__ = ["duration", "main"]
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -28,6 +28,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from fadam import FAdam, diagnose
+from fadam.fisher import diagonal_fim
 from tests.distributed.launch import Check, launch
 
 SHAPES: list[tuple[int, ...]] = [(5, 4), (1, 6), (3,), (2, 3, 2), (4, 5), (7,)]
@@ -462,6 +463,25 @@ def full_state_dict(_: Path) -> None:
     assert_same_model(net, again, rtol=0, atol=0)
 
 
+def fisher_information(_: Path) -> None:
+    """Gathered, it is that of one process; kept sharded, it is placed as the parameter is."""
+    mesh = init_device_mesh("cpu", (2,))
+    values, grads = normals(1), normals(2)
+    params = [nn.Parameter(placed(v, mesh, [Shard(0)])) for v in values]
+    opt = FAdam([(str(i), p) for i, p in enumerate(params)], lr=0.1)
+    for p, g in zip(params, grads, strict=True):
+        p.grad = placed(g, mesh, [Shard(0)])
+    opt.step()
+    gathered, kept = diagonal_fim(opt, batch_size=3), diagonal_fim(opt, batch_size=3, gather=False)
+    for i, g in enumerate(grads):
+        assert not isinstance(gathered[str(i)], DTensor)
+        torch.testing.assert_close(gathered[str(i)], 3 * g.square())
+        shard = kept[str(i)]
+        assert isinstance(shard, DTensor)
+        assert shard.placements == (Shard(0),)
+        torch.testing.assert_close(whole(shard), 3 * g.square())
+
+
 TWO: list[Check] = [
     every_option,
     every_implementation,
@@ -481,6 +501,7 @@ TWO: list[Check] = [
     resumed_exactly,
     checkpoint_over_two_one_and_two_processes,
     full_state_dict,
+    fisher_information,
 ]
 
 
