@@ -53,7 +53,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         ("arm=a/b", "arm must be a name .*, got 'a/b'"),
         ("variant=a/b", "variant must be a name .*, got 'a/b'"),
         ("task='a b'", "task must be a name .*, got 'a b'"),
-        ("scale=huge", "scale must be smoke, study, cpu, gpu or paper, got 'huge'"),
+        ("scale=huge", "scale must be smoke, cpu, gpu or paper, got 'huge'"),
         ("overwrite=maybe", "overwrite must be true or false, got 'maybe'"),
         ("threads=true", "threads must be a whole number of at least 1, got True"),
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be a whole number of at least 1"),
