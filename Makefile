@@ -3,7 +3,7 @@
 #   SEEDS=201,202,203    evaluation seeds: the first of the study's
 #   JOBS=2               runs at a time
 #   OPTIMIZERS=adamw_clip,fadam
-#   ARGS=                further Hydra overrides, such as ARGS="logger=wandb trainer.max_steps=2600"
+#   ARGS=                further Hydra overrides, such as ARGS="logger=wandb"; ARGS="debug=fast" tries two steps
 #   PYTHON=python3       makes the environment in .venv; 3.11 or newer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,6 +19,7 @@ VENV ?= .venv
 DATA := $(or $(FADAM_DATA),data)
 RUNS := $(or $(FADAM_RUNS),runs)
 PY := $(VENV)/bin/python
+GPU_PY ?= $(if $(wildcard $(PY)),$(PY),python3)
 READY := $(VENV)/.ready
 # Lightning and transformers ask no hub while local data are used; wandb stays silent unless chosen.
 export PYTHONUNBUFFERED := 1
@@ -37,21 +38,24 @@ $(READY): pyproject.toml constraints.txt scripts/make_env.sh
 	@scripts/make_env.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
-# ---- data: only the embedded defaults need making; at other scales the data modules say where theirs come from ------
+# ---- data: the embedded ones are made, at other scales they are fetched ---------------------------------------------
 TASKS := asr llm vqvae
-.PHONY: data-asr data-llm data-vqvae
-data-asr: $(READY) ## write the synthesised speech (2 minutes, once)
-	@$(PY) -m scripts.prepare_speech --out "$(DATA)/speech"
-data-llm: $(READY) ## tokenise the State of the Union speeches (seconds, once)
-	@$(PY) -m scripts.prepare_text --experiment llm_$(SCALE)
-data-vqvae: $(READY) ## fetch photographs from Debian's packages and cut them into tiles (once)
-	@$(PY) -m scripts.prepare_images --out "$(DATA)/images"
+TASK ?= llm
+comma := ,
+EMBEDDED := $(filter cpu,$(SCALE))
+FETCH = $(PY) -m scripts.fetch_data
+.PHONY: $(TASKS:%=data-%)
+data-asr: $(READY) ## write the synthesised speech (2 minutes, once); SCALE=gpu fetches LibriSpeech, and says so first
+	@$(if $(EMBEDDED),$(PY) -m scripts.prepare_speech --out "$(DATA)/speech",$(FETCH) asr_$(SCALE))
+data-llm: $(READY) ## tokenise the State of the Union speeches (seconds, once); SCALE=gpu: FineWeb-Edu
+	@$(if $(EMBEDDED),$(PY) -m scripts.prepare_text --experiment llm_$(SCALE),$(FETCH) llm_$(SCALE))
+data-vqvae: $(READY) ## fetch photographs from Debian's packages and cut them into tiles (once); SCALE=gpu: CIFAR-10
+	@$(if $(EMBEDDED),$(PY) -m scripts.prepare_images --out "$(DATA)/images",$(FETCH) vqvae_$(SCALE))
 
 # ---- the comparisons ------------------------------------------------------------------------------------------------
 EXPERIMENTS_asr := asr_$(SCALE)
 EXPERIMENTS_llm := llm_$(SCALE)
 EXPERIMENTS_vqvae := vqvae_$(SCALE)
-EMBEDDED := $(filter cpu,$(SCALE))
 
 .PHONY: $(TASKS:%=reproduce-%) $(TASKS:%=tune-%)
 reproduce-asr: ## Adam against FAdam on speech: trains, then compares with the published runs
@@ -59,18 +63,19 @@ reproduce-llm: ## the same on language modelling
 reproduce-vqvae: ## the same on a VQ-VAE of photographs
 $(TASKS:%=reproduce-%): reproduce-%: $(READY)
 	@$(if $(EMBEDDED),$(MAKE) --no-print-directory data-$*)
+	@$(if $(EMBEDDED),,$(FETCH) $*_$(SCALE) --gpu)
 	@$(PY) -m experiments.train -m experiment=$(EXPERIMENTS_$*) optimizer=$(OPTIMIZERS) seed=$(SEEDS) \
 		hydra.launcher.n_jobs=$(JOBS) $(ARGS)
-	@$(PY) -m experiments.analysis.compare $* --scale $(SCALE) --runs "$(RUNS)" --published results/runs
+	@$(PY) -m experiments.analysis compare $* --scale $(SCALE) --seeds $(SEEDS) --optimizers $(OPTIMIZERS) --runs "$(RUNS)"
 
-tune-asr: ## choose both optimizers' learning rates again, by the declared search
+tune-asr: ## try the learning rates that the experiment declares, for both optimizers, and choose
 tune-llm: ## the same for language modelling
 tune-vqvae: ## the same for the VQ-VAE
 $(TASKS:%=tune-%): tune-%: $(READY)
 	@$(if $(EMBEDDED),$(MAKE) --no-print-directory data-$*)
-	@for experiment in $$(echo $(EXPERIMENTS_$*) | tr , ' '); do \
-		$(PY) -m experiments.train -m experiment=$$experiment tune=$(*)_$(SCALE) hydra.launcher.n_jobs=$(JOBS) $(ARGS); done
-	@$(PY) -m experiments.analysis.choose $* --scale $(SCALE) --runs "$(RUNS)"
+	@$(if $(EMBEDDED),,$(FETCH) $*_$(SCALE) --gpu)
+	@$(PY) -m experiments.train -m experiment=$(EXPERIMENTS_$*) tune=lr hydra.launcher.n_jobs=$(JOBS) $(ARGS)
+	@$(PY) -m experiments.study choose $(subst $(comma), ,$(EXPERIMENTS_$*)) --runs "$(RUNS)"
 
 # ---- the study: configs/study declares it; each target goes on with what is missing ------------------------------------
 .PHONY: study $(TASKS:%=study-%) status
@@ -83,28 +88,25 @@ study-vqvae: ## the study of the VQ-VAE alone
 $(TASKS:%=study-%): study-%: data-%
 	@$(STUDY) $* $(ARGS)
 
-status: $(READY) ## what of the studies is done, due or waiting, and the core-hours left
+status: $(READY) ## what of the studies is published, done here, due, and the hours left
 	@$(PY) -m experiments.study status --jobs $(JOBS) --runs "$(RUNS)"
 
 # ---- results ------------------------------------------------------------------------------------------------------
-.PHONY: publish tables report check-report
-publish: $(READY) ## copy this machine's finished run records into results/runs
-	@$(PY) -m experiments.analysis.publish --runs "$(RUNS)" --to results/runs
+.PHONY: publish tables report compare check-report
+publish: $(READY) ## copy finished records of the studies and of other scales into results/runs
+	@$(PY) -m experiments.study publish --runs "$(RUNS)"
 
-tables: $(READY) ## make tables, figures, verdicts and the README's tables from the published records
-	@$(PY) -m experiments.analysis.tables all
-	@$(PY) -m experiments.analysis.figures all
-	@$(PY) -m experiments.analysis.pictures vqvae
-	@$(PY) -m experiments.analysis.study_tables
-	@$(PY) -m experiments.analysis.theory
-	@$(PY) -m experiments.analysis.verdicts
-	@$(PY) -m experiments.analysis.summary
+tables: $(READY) ## make README's answer, tables, figures and verdicts from the published records
+	@$(PY) -m experiments.analysis tables
 
 report: $(READY) ## make results/report.html, one page with everything, from the published records
-	@$(PY) -m experiments.analysis.report
+	@$(PY) -m experiments.analysis report
+
+compare: $(READY) ## this machine's runs of TASK (asr, llm or vqvae) beside the published ones
+	@$(PY) -m experiments.analysis compare $(TASK) --scale $(SCALE) --seeds $(SEEDS) --optimizers $(OPTIMIZERS) --runs "$(RUNS)"
 
 check-report: $(READY) ## look at the page in a headless Chromium or Chrome, which must be installed
-	@$(PY) -m experiments.analysis.check_report results/report.html
+	@$(PY) -m experiments.analysis.check results/report.html
 
 .PHONY: fisher
 fisher: $(READY) data-asr data-llm data-vqvae ## what the optimizer knows: four uses and its size (about 10 minutes of one core)
@@ -117,9 +119,12 @@ fisher: $(READY) data-asr data-llm data-vqvae ## what the optimizer knows: four 
 push: $(READY) ## push the run records, and offline runs, to Weights & Biases
 	@$(PY) -m scripts.push_wandb --runs "$(RUNS)" $(ARGS)
 
-.PHONY: bench bench-llm
-bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (6 minutes, idle machine)
+.PHONY: bench bench-llm gpu-check
+bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (10 minutes, idle machine)
 	@$(PY) -m scripts.bench_step
+
+gpu-check: ## on a machine with a GPU, in 10 minutes and without a network: all that only a GPU can show (GPU_PY=python3)
+	@$(GPU_PY) -m scripts.gpu_check $(ARGS)
 
 bench-llm: $(READY) ## tokens per second of our training run against a bare PyTorch loop
 	@$(PY) -m scripts.bench_llm

@@ -7,7 +7,8 @@ Weights, gradients and optimizer state are those of the first process, which hol
 tensor along its first dimension. Activations are what the backward pass finds kept of one micro-batch of the largest
 size, counted while the training step runs on tensors without memory; the attention is counted as the fused kernels keep
 it. Not counted: temporary tensors inside operations and of the backward pass, the buffers of NCCL, the CUDA context
-(about 0.5 GB), the allocator's fragments; allow for a quarter more.
+(about 0.5 GB), the allocator's fragments; allow for a quarter more. The columns of the optimizers are their state,
+"FAdam bf16" with the state in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
+from experiments.core import menu
 from experiments.core import resolvers as resolvers
 from experiments.core.command import MISTAKE, in_a_sentence, leave
 from experiments.core.errors import ConfigError
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 OPTIMIZERS: dict[str, dict[str, str]] = {
     "AdamW": {"_target_": "torch.optim.AdamW"},
     "FAdam": {"_target_": "fadam.FAdam"},
-    "FAdam, bf16 state": {"_target_": "fadam.FAdam", "momentum_dtype": "bfloat16", "fim_dtype": "bfloat16"},
+    "FAdam bf16": {"_target_": "fadam.FAdam", "momentum_dtype": "bfloat16", "fim_dtype": "bfloat16"},
 }
 
 
@@ -58,6 +60,8 @@ def measure(cfg: DictConfig) -> list[Part]:
 
 
 def table(cfg: DictConfig) -> Table:
+    """Fits 80 columns."""
+    from rich import box
     from rich.table import Table
 
     from experiments.core.memory import state_bytes
@@ -65,27 +69,31 @@ def table(cfg: DictConfig) -> Table:
     parts, states = measure(cfg), {name: state_bytes(make) for name, make in optimizers().items()}
     gpus = cfg.trainer.devices * cfg.trainer.get("num_nodes", 1)
     total = sum(part.parameters for part in parts)
-    shown = Table(title=f"{cfg.experiment_name}: {total:,} parameters; GB on each of {gpus} GPU{'s' * (gpus > 1)}")
-    for name in ("part", "parameters", "weights", "gradients", *states, "activations"):
-        shown.add_column(name, justify="left" if name == "part" else "right")
+    title = f"{cfg.experiment_name}: {total:,} parameters; GB on each of {gpus} GPU{'s' * (gpus > 1)}"
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    shown.add_column("part", min_width=24)
+    for name in ("millions", "weights", "grads", *(state.replace(" ", "\n") for state in states), "activa-\ntions"):
+        shown.add_column(name, justify="right", no_wrap=True)
 
     def gb(value: float) -> str:
         return f"{value / 1e9:.2f}" if value else ""
 
+    def millions(value: int) -> str:
+        return f"{value / 1e6:.3f}" if value else ""
+
     for part in parts:
         shown.add_row(
-            part.name, f"{part.parameters:,}" if part.parameters else "", gb(part.weights), gb(part.gradients),
+            part.name, millions(part.parameters), gb(part.weights), gb(part.gradients),
             *(gb(per * part.local) for per in states.values()), gb(part.activations),
         )  # fmt: skip
     local, weights, gradients, activations = (
         sum(getattr(part, name) for part in parts) for name in ("local", "weights", "gradients", "activations")
     )
     shown.add_section()
-    shown.add_row(
-        "sum", f"{total:,}", gb(weights), gb(gradients), *(gb(per * local) for per in states.values()), gb(activations)
-    )
+    of_states = (gb(per * local) for per in states.values())
+    shown.add_row("sum", millions(total), gb(weights), gb(gradients), *of_states, gb(activations))
     whole = (gb(weights + gradients + per * local + activations) for per in states.values())
-    shown.add_row("a run with this optimizer", "", "", "", *whole, "")
+    shown.add_row("a whole run", "", "", "", *whole, "")
     return shown
 
 
@@ -106,4 +114,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    menu.show_if_asked(__doc__, sys.argv[1:])
     leave(main)

@@ -195,7 +195,7 @@ def take_path(
 def _warn_once(path: str, lacking: str) -> None:
     loop = "single-tensor loop" if path == "single" else "multi-tensor implementation"
     warnings.warn(
-        f"FAdam: the {loop} takes the step on the CPU, many times slower than the fused implementation, because "
+        f"FAdam: the {loop} takes the step on the CPU, several times slower than the fused implementation, because "
         f"{lacking}. What would help: a C++ compiler such as g++, at the first step only, or the environment variable "
         "FADAM_CACHE with a folder that holds the library already compiled for this processor. fused=False takes the "
         "loop without this warning; FAdam.paths() tells which one is taken.",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fadam.backend import Backend, choose
+from fadam.blocks import BlockLoop, fits
 from fadam.foreach import ForeachBackend
 from fadam.metric import (
     Undo,
@@ -87,7 +88,7 @@ def fadam(
 
     Raises:
         RuntimeError: with `capturable`, or `found_inf` on a device, if a step is not on its parameter's device;
-            if `fused` is true and cannot be had, with the reason.
+            if `fused` is true and cannot be had, with the reason; for a gradient or state of another shape.
         ValueError: if two of `foreach`, `fused` and `differentiable` are true, or `stochastic_rounding` with
             `differentiable`; for sharded parameters that FAdam cannot step.
     """
@@ -189,6 +190,13 @@ def begin(
         )
         counts = [steps[i] for i in index]
         backend = choose(*tensors, counts, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
+        for p, *others in zip(*tensors, strict=True):
+            if any(x.shape != p.shape for x in others):
+                shapes = ", ".join(str(tuple(x.shape)) for x in (p, *others))
+                raise RuntimeError(
+                    f"FAdam: a gradient or state is not of its parameter's shape: {shapes} are those of parameter, "
+                    "gradient, momentum and fim"
+                )
         more: dict[str, Any] = {**options, **amp_tensors(device, counts, options["grad_scale"], found_inf)}
         more["indices"] = [numbers[i] for i in index] if rounds else None
         if backend is None:
@@ -219,7 +227,10 @@ def _step_plain(
 ) -> None:
     with torch.set_grad_enabled(recorded):  # as where it was begun
         count_up(steps)
-        if backend is None:
+        loop = backend is None or backend is ForeachBackend  # torch's multi-tensor kernels are loops on a CPU too
+        if loop and not options.get("differentiable") and fits(tensors, steps, options["capturable"]):
+            _blockwise_fadam(*tensors, steps, scalars_in_float64=backend is None, **options)
+        elif backend is None:
             _single_tensor_fadam(*tensors, steps, **options)
         else:
             backend(*tensors, steps, **options).run()
@@ -296,6 +307,30 @@ def _resolved(grad: Tensor) -> Tensor:
 
 def as_real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _blockwise_fadam(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentums: list[Tensor],
+    fims: list[Tensor],
+    steps: list[Tensor],
+    *,
+    indices: Sequence[int] | None,
+    scalars_in_float64: bool,
+    **options: Any,
+) -> None:
+    rest = dict(options)
+    for seen in ("capturable", "differentiable", "found_inf"):  # by `fits` and `begin`
+        options.pop(seen, None)
+    one = BlockLoop(**options)
+    for i, tensors in enumerate(zip(params, grads, momentums, fims, steps, strict=True)):
+        index = i if indices is None else indices[i]
+        if scalars_in_float64 and tensors[0].dim() == 0:  # as that loop has them, whose RMS values are float64 scalars
+            rest.setdefault("differentiable", False)
+            _single_tensor_fadam(*([x] for x in tensors), indices=[index], **rest)
+        else:
+            one(*tensors, index)
 
 
 def _single_tensor_fadam(

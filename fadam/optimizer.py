@@ -37,7 +37,8 @@ class FAdam(Optimizer):
         \theta_t &= \theta_{t-1} - \eta_t (m_t + \lambda w_t)
         \end{aligned}
 
-    Where :math:`d_t = 0` nothing is known of the metric, and n_t = w_t = 0. The defaults are the paper's.
+    Where :math:`d_t = 0` nothing is known of the metric, and n_t = w_t = 0. (The port in pytorch_optimizer has eps for
+    eps_t in a tensor whose gradient is zero, so that it moves by its weight decay.) The defaults are the paper's.
     Each correction that the paper makes to Adam is one option; with all of them turned back
     (``eps_mode="fixed", momentum_mode="gradient", decay_mode="decoupled", correct_momentum=True, clip=None``)
     this is :class:`torch.optim.AdamW`.
@@ -54,9 +55,9 @@ class FAdam(Optimizer):
         clip: largest RMS :math:`c` of n_t and of w_t over one tensor, or None for no clipping.
         fim_rho: power :math:`\rho` of the FIM, in (0, 1]; 0.5 is Adam's square root, 1 the plain natural
             gradient.
-        weight_decay: :math:`\lambda`.
-        eps_mode: "adaptive", the line above; "scaled", :math:`\epsilon \min(1, RMS(g_t))`, as in revisions 2
-            and 3 of the paper; "fixed", :math:`\epsilon`, as in revision 1 and in Adam.
+        weight_decay: :math:`\lambda`. 0.001 is that of revision 1; ports of later ones have 0.1.
+        eps_mode: "adaptive", the line above; "scaled", :math:`\epsilon \min(1, RMS(g_t))`, as in revision 3
+            of the paper alone; "fixed", :math:`\epsilon`, as in revision 1 and in Adam.
         momentum_mode: "natural" averages n_t; "gradient" averages g_t, as Adam does, and then applies metric and
             clip to the average.
         decay_mode: "natural", w_t above; "decoupled", AdamW's :math:`\theta \leftarrow (1 - \eta\lambda)\theta`,
@@ -79,8 +80,8 @@ class FAdam(Optimizer):
             Triton's interpreter and not yet on a GPU. It passes over memory as few times as there is a way to,
             and holds no copies. None takes it on the CPU where it can be had, unless `foreach` is given, and does
             without where not: for dtypes it does not know, and without a compiler and a library that is ready,
-            which a warning tells once; :meth:`paths` tells it at any time. True fails there, with the reason. It does the
-            published algorithm with any numbers and any `eps_mode`; groups with another `momentum_mode`,
+            which a warning tells once; :meth:`paths` tells it at any time. True fails there, with the reason. It does
+            the published algorithm with any numbers and any `eps_mode`; groups with another `momentum_mode`,
             `decay_mode` or `correct_momentum` take one of the other implementations, whatever is asked for, and so does
             a step under ``torch.compile``. They agree to rounding errors, not bit for bit.
         stochastic_rounding: round a bfloat16 parameter to one of the two numbers around its new value, the

@@ -5,6 +5,7 @@ Hydra takes sweepers from this namespace alone, and imports the module at every 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
 
 
 class FadamSweeper(BasicSweeper):
@@ -25,9 +27,17 @@ class FadamSweeper(BasicSweeper):
         self.records: dict[str, Sequence[str]] = {}
 
     def setup(self, **words: Any) -> None:
+        """Makes the launcher.
+
+        Raises:
+            UserError: it would send jobs to SLURM, and this machine has none.
+        """
+        from experiments.core.checks import check_launcher
+
+        check_launcher(words["config"].hydra.launcher._target_)
         super().setup(**words)
         assert self.launcher is not None
-        self.launcher = self.tally = _Tally(self.launcher)
+        self.launcher = self.tally = _Tally(self.launcher, words["config"])
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Composes the config of each run.
@@ -37,6 +47,7 @@ class FadamSweeper(BasicSweeper):
         """
         from experiments.core.checks import check_choices
         from experiments.core.errors import ConfigError
+        from experiments.core.length import fit_length
 
         assert self.hydra_context is not None
         assert self.config is not None
@@ -46,6 +57,7 @@ class FadamSweeper(BasicSweeper):
             for overrides in batch:
                 cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
                 hydra.set_config(cfg)
+                fit_length(cfg)
                 check_choices(cfg)
                 record = f"{cfg.paths.run_dir}.json"
                 other = self.records.setdefault(record, overrides)
@@ -82,16 +94,21 @@ class FadamSweeper(BasicSweeper):
 class _Tally(Launcher):
     """A launcher that counts the runs that were refused, each of which has said so, and hands on the others."""
 
-    def __init__(self, launcher: Launcher) -> None:
-        self.launcher, self.runs, self.refused = launcher, 0, 0
+    def __init__(self, launcher: Launcher, config: DictConfig) -> None:
+        self.launcher, self.config, self.runs, self.refused = launcher, config, 0, 0
 
     def setup(self, **words: Any) -> None:
         self.launcher.setup(**words)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from experiments.core.errors import UserError
+        from experiments.core.sweep import Sweep
 
-        done = self.launcher.launch(job_overrides, initial_job_idx)
+        options, runs = self.config.hydra.launcher, len(job_overrides)
+        jobs = options.get("n_jobs", options.get("array_parallelism", 1))
+        sweep = Sweep(runs, min(jobs if jobs > 0 else os.cpu_count() or 1, runs), str(self.config.hydra.sweep.dir))
+        with sweep.announced():
+            done = self.launcher.launch(job_overrides, initial_job_idx)
         kept = [job for job in done if job.status != JobStatus.FAILED or not isinstance(job._return_value, UserError)]
         self.runs += len(done)
         self.refused += len(done) - len(kept)

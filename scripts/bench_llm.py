@@ -35,8 +35,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.table import Table
 
-from experiments.core import record as rec
-from experiments.core import run
+from experiments.core import provenance, run
 from experiments.core.errors import UserError
 from experiments.core.optim import parameter_groups
 
@@ -224,19 +223,19 @@ def main() -> None:
     tokens = cfg.data.batch_size * cfg.data.length * cfg.trainer.accumulate_grad_batches
     rows = summarise(rounds, tokens)
 
-    commit, dirty = rec.commit()
+    commit, dirty = provenance.commit()
     accelerator = "cuda" if cfg.trainer.accelerator == "cuda" else "cpu"
     document = {
         "command": shlex.join(["python", "-m", "scripts.bench_llm", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": dirty,
-        "device": rec.device_name(accelerator),
+        "device": provenance.device_name(accelerator),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "threads": cfg.threads,
-        "versions": rec.versions(),
+        "versions": provenance.versions(),
         "optimizer": cfg.arm,
         "parameters": parameters,
         "tokens_per_step": tokens,

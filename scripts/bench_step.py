@@ -99,7 +99,8 @@ def line_up(chosen: ParameterSet, shapes: Shapes, device: torch.device, advance:
     """Build every optimizer and let it take its first step."""
     ready = Lineup()
     count = sum(math.prod(shape) for shape in shapes)
-    shared = 16 * count > SHARED_ABOVE
+    # What is shared must suit all of them, which have their states in different dtypes beside bfloat16 weights.
+    shared = 16 * count > SHARED_ABOVE and chosen.dtype == torch.float32
     free = available_memory(device)
     values: list[Tensor] = []
     grads: dict[float, list[Tensor]] = {}
@@ -111,9 +112,9 @@ def line_up(chosen: ParameterSet, shapes: Shapes, device: torch.device, advance:
             continue
         try:
             if not values or not shared:
-                values = filled(shapes, device, 0.02, seed=0)
+                values = filled(shapes, device, 0.02, 0, chosen.dtype)
             if contestant.gradient not in grads or not shared:
-                grads[contestant.gradient] = filled(shapes, device, contestant.gradient, seed=1)
+                grads[contestant.gradient] = filled(shapes, device, contestant.gradient, 1, chosen.dtype)
             params = parameters(values, grads[contestant.gradient])
             optimizer = contestant.build(params)
             if shared and isinstance(optimizer, torch.optim.Optimizer):
@@ -319,16 +320,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         sys.exit(f"error: --out {out}: {error.strerror}")
-    from experiments.core import record
+    from experiments.core import provenance
+    from experiments.core.records import jsonable
 
     started, load = time.monotonic(), os.getloadavg()[0]
-    commit, dirty = record.commit()
+    commit, dirty = provenance.commit()
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # It draws when it is told to: a thread of its own would be timed along.
     with Progress(*columns, TextColumn("{task.fields[doing]}"), console=console, auto_refresh=False) as progress:
         sections, imported, sharded = measure(arguments, progress)
-    versions = {k: v for k, v in record.versions().items() if k in ("python", "torch")}
+    versions = {k: v for k, v in provenance.versions().items() if k in ("python", "torch")}
     with contextlib.suppress(metadata.PackageNotFoundError):
         versions["pytorch_optimizer"] = metadata.version("pytorch_optimizer")
     document = {
@@ -336,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": dirty,
-        "device": " and ".join(dict.fromkeys(record.device_name(s["device"]) for s in sections)),
+        "device": " and ".join(dict.fromkeys(provenance.device_name(s["device"]) for s in sections)),
         "cores": os.cpu_count(),
         "load": load,
         "load_end": os.getloadavg()[0],
@@ -354,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     document["goals"] = judge(document)
     text = report(document)
     out.with_suffix(".md").write_text(text, encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(record.jsonable(document), indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".json").write_text(json.dumps(jsonable(document), indent=1) + "\n", encoding="utf-8")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out.with_suffix('.md')}, {out.with_suffix('.json')}", soft_wrap=True)
 

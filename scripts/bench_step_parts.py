@@ -38,6 +38,7 @@ class ParameterSet:
     shapes: Callable[[], Shapes]
     rounds: int
     fused_only: bool = False  # on a CPU, where the others would take minutes
+    dtype: torch.dtype = torch.float32  # of weights and gradients
 
 
 def shapes_of(model: nn.Module) -> Shapes:
@@ -75,9 +76,16 @@ SETS = {
         "Conformer (conformer_s)", configured("experiment=asr_cpu", "model=conformer_s"), rounds=50
     ),
     "conformer_cpu": ParameterSet("Conformer (asr_cpu)", configured("experiment=asr_cpu"), rounds=200),
+    "gpt2_bf16": ParameterSet("GPT-2 124M in bfloat16", gpt2_shapes, rounds=15, dtype=torch.bfloat16),
+    "conformer_s_bf16": ParameterSet(
+        "Conformer (conformer_s) in bfloat16",
+        configured("experiment=asr_cpu", "model=conformer_s"),
+        rounds=25,
+        dtype=torch.bfloat16,
+    ),
     "tiny": ParameterSet("tiny, for tests", lambda: [(64, 32), (32,), (1, 2)], rounds=4),
 }
-DEFAULT_SETS = ("gpt2", "llama", "conformer_s", "conformer_cpu")
+DEFAULT_SETS = ("gpt2", "llama", "conformer_s", "conformer_cpu", "gpt2_bf16", "conformer_s_bf16")
 
 
 # ---- the optimizers -------------------------------------------------------------------------------------------------
@@ -108,7 +116,8 @@ def fadam(**options: bool) -> Callable[[list[nn.Parameter]], Any]:
     def build(params: list[nn.Parameter]) -> Any:
         from fadam import FAdam
 
-        return FAdam(params, **options)
+        # As the port's, whatever the parameters are.
+        return FAdam(params, momentum_dtype="float32", fim_dtype="float32", **options)
 
     return build
 
@@ -145,11 +154,13 @@ CONTESTANTS = {
 
 
 # ---- tensors --------------------------------------------------------------------------------------------------------
-def filled(shapes: Shapes, device: torch.device, deviation: float, seed: int) -> list[Tensor]:
+def filled(
+    shapes: Shapes, device: torch.device, deviation: float, seed: int, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """Normal numbers; beyond a few million they repeat, since drawing them would take longer than the benchmark."""
     generator = torch.Generator().manual_seed(seed)
-    block = (torch.randn(1 << 22, generator=generator) * deviation).to(device)
-    tensors = [torch.empty(shape, device=device) for shape in shapes]
+    block = (torch.randn(1 << 22, generator=generator) * deviation).to(device, dtype)
+    tensors = [torch.empty(shape, device=device, dtype=dtype) for shape in shapes]
     for x in tensors:
         for part in x.view(-1).split(len(block)):
             part.copy_(block[: len(part)])
@@ -211,14 +222,14 @@ def give_memory_back() -> None:
         libc.malloc_trim(0)
 
 
-def probe_cpu(name: str, shapes: Shapes) -> Row:
+def probe_cpu(name: str, shapes: Shapes, dtype: torch.dtype) -> Row:
     """In a process of its own: bytes held beside weights and gradients at the peak, and operators of a later step."""
     give_memory_back()
     torch.set_num_threads(1)
     device, contestant = torch.device("cpu"), CONTESTANTS[name]
     small = contestant.build(parameters(filled([(8, 8)], device, 0.02, 0), filled([(8, 8)], device, 1e-3, 1)))
     small.step()  # libraries and compiled code are loaded now
-    params = parameters(filled(shapes, device, 0.02, 0), filled(shapes, device, contestant.gradient, 1))
+    params = parameters(filled(shapes, device, 0.02, 0, dtype), filled(shapes, device, contestant.gradient, 1, dtype))
     row: Row = {"memory": None}
     with contextlib.suppress(OSError, StopIteration):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -233,10 +244,10 @@ def probe_cpu(name: str, shapes: Shapes) -> Row:
     return row | {"operators": operators.count}
 
 
-def probe_cuda(name: str, shapes: Shapes, device: torch.device) -> Row:
+def probe_cuda(name: str, shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Row:
     """Bytes held beside weights and gradients at the peak, operators and kernel launches of a later step."""
     contestant = CONTESTANTS[name]
-    params = parameters(filled(shapes, device, 0.02, 0), filled(shapes, device, contestant.gradient, 1))
+    params = parameters(filled(shapes, device, 0.02, 0, dtype), filled(shapes, device, contestant.gradient, 1, dtype))
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -284,9 +295,9 @@ def probes(
                 continue
             try:
                 if device.type == "cpu":
-                    found[name] = pool.submit(probe_cpu, name, shapes).result()
+                    found[name] = pool.submit(probe_cpu, name, shapes, chosen.dtype).result()
                 else:
-                    found[name] = probe_cuda(name, shapes, device)
+                    found[name] = probe_cuda(name, shapes, device, chosen.dtype)
             except Exception as error:  # what cannot step at all says so where it is to be timed
                 found[name] = {"not_probed": reason_of(error)}
             finally:

@@ -10,6 +10,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
     exit 2
 fi
 
+say "1 of 3: the environment $venv"
 if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     rm -rf "$venv"
     if ! "$python" -m venv "$venv" >/dev/null 2>&1; then
@@ -23,8 +24,16 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
     fi
 fi
 
-pip() { "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off -q "$@"; }
+# Of what pip tells: each package as it is looked up, with its size where it is fetched, and when they are unpacked.
+tell() {
+    awk -v all="$(grep -c '==' constraints.txt)" '
+        /^ *Collecting / { printf "  %d of about %d: %s\n", ++n, all, $2; fflush() }
+        /^ *Downloading .*MB\)/ { size = $0; sub(/.*\(/, "(", size); sub(/^ *Downloading /, ""); sub(/ \(.*/, ""); sub(/.*\//, "")
+            printf "    fetches %s %s\n", $0, size; fflush() }
+        /^Installing collected packages/ { print "3 of 3: unpacks them, a minute or two"; fflush() }'
+}
 
-say "Installing into $venv: about 6 GB, most of it torch; a few minutes."
-pip -c constraints.txt -e ".[experiments,speech,bench,examples,dev]"
-say "Installed."
+say "2 of 3: the packages, about 6 GB, most of it torch; a few minutes"
+"$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+    -c constraints.txt -e ".[experiments,speech,bench,examples,dev]" | tell
+say "Installed into $venv."

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from experiments.core.errors import DataError, UserError
 from experiments.vqvae import sources
-from experiments.vqvae.store import SPLITS, Cut, Division, Store, build
+from experiments.vqvae.store import NAMED, SPLITS, Cut, Division, Store, build
 
-SOURCES = ("photographs", "samples", "folder", "cifar10", "imagenet")
+SOURCES = (*NAMED, "folder")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Push run records to Weights & Biases, and offline runs with them, once there is a network.
 
-    python -m scripts.push_wandb --runs results/runs --project fadam [--task llm] [--scale study] [--dry-run]
+    python -m scripts.push_wandb --runs results/runs --project fadam [--task llm] [--scale cpu] [--dry-run]
 
 Every record becomes one W&B run, grouped by study (task and scale) and arm, with its config, learning curve and final
 metrics. Its id is made from what it is, so that pushing twice changes nothing. Runs that `logger=wandb` wrote offline
@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from rich.progress import track
 
-from experiments.analysis.records import Record, load_records, one_line_warnings
 from experiments.core.loggers import run_id, unreachable
+from experiments.core.records import Record, load_records, one_line_warnings
 
 
 def identity(record: Record) -> str:

@@ -17,7 +17,6 @@ from experiments.core.module import TaskModule
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml"))
-TUNES = sorted(path.stem for path in (CONFIGS / "tune").glob("*_*.yaml") if not path.stem.startswith("study"))
 LARGE = ("gpu", "paper")
 
 
@@ -28,8 +27,8 @@ def test_there_is_something_to_test() -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_instantiates(compose_config, experiment: str) -> None:
-    # The arms of the study belong to the study's experiments, which share all else with the small ones.
-    for optimizer in OPTIMIZERS if experiment == "llm_study" else ("adam", "adamw", "adamw_clip", "fadam"):
+    # What an optimizer's config says does not depend on the experiment.
+    for optimizer in OPTIMIZERS if experiment == "llm_cpu" else ("adam", "adamw", "adamw_clip", "fadam"):
         cfg = compose_config(f"experiment={experiment}", f"optimizer={optimizer}")
         check_choices(cfg)
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -44,19 +43,31 @@ def test_experiment_instantiates(compose_config, experiment: str) -> None:
     module.make_scheduler(module.build_optimizer(), total_steps=cfg.trainer.max_steps)
 
 
-@pytest.mark.parametrize("tune", TUNES)
-def test_search_space_is_the_same_for_both_optimizers(compose_config, tune: str) -> None:
-    path = CONFIGS / "tune" / f"{tune}.yaml"
-    params = OmegaConf.load(path).hydra.sweeper.params
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_has_a_search(compose_config, experiment: str) -> None:
+    params = OmegaConf.load(CONFIGS / "tune" / "lr.yaml").hydra.sweeper.params
     assert params.optimizer == "adamw_clip,fadam"
-    rates = [float(rate) for rate in params["optimizer.lr"].split(",")]
+    cfg = compose_config(f"experiment={experiment}", "optimizer=fadam", "tune=lr", "optimizer.lr=0.5")
+    rates = [float(rate) for rate in cfg.rates.split(",")]
     assert len(rates) >= 5
     assert rates == sorted(rates)
-    cfg = compose_config(f"experiment={tune}", "optimizer=fadam", f"tune={tune}", f"optimizer.lr={rates[0]}")
-    assert cfg.purpose == "tune"
-    assert cfg.trial == f"tune-lr{rates[0]}"
-    assert cfg.seed not in (1, 2, 3)
-    assert dict(cfg.searched) == {"optimizer.lr": rates[0]}
+    assert (cfg.purpose, cfg.trial, cfg.seed) == ("tune", "tune-lr0.5", 100)
+    assert dict(cfg.searched) == {"optimizer.lr": 0.5}
+
+
+def test_chosen_settings_are_read_and_given_way(compose_config) -> None:
+    chosen = OmegaConf.load(CONFIGS / "tuned" / "llm_cpu.yaml").tuned.fadam
+    assert compose_config("experiment=llm_cpu", "optimizer=fadam").optimizer.lr == chosen.lr
+    assert compose_config("experiment=llm_cpu", "optimizer=fadam", "optimizer.lr=0.5").optimizer.lr == 0.5
+    # Nothing was chosen for an experiment without a file, nor for an arm that the file does not name.
+    assert compose_config("experiment=llm_paper", "optimizer=fadam").optimizer.lr == 1e-3
+    assert compose_config("experiment=llm_cpu", "optimizer=lion").optimizer.lr == 3e-4
+
+
+def test_what_was_chosen_names_arms_that_exist() -> None:
+    for path in (CONFIGS / "tuned").glob("*.yaml"):
+        assert path.stem in EXPERIMENTS
+        assert set(OmegaConf.load(path).tuned) <= set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("logger", sorted(path.stem for path in (CONFIGS / "logger").glob("*.yaml")))

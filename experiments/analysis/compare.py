@@ -1,242 +1,175 @@
-"""Show reported numbers, the published runs and a person's own runs side by side.
+"""The end of `make reproduce-<task>`: a person's own runs beside the published ones. One sentence, then one table.
 
-    python -m experiments.analysis.compare asr --scale cpu [--runs runs] [--published results/runs]
-
-"Agrees" means that the mean of the own runs lies inside the 95% t prediction interval of the published ones,
-mean ± t · sd · sqrt(1/n_published + 1/n_own).
+"Agrees" means that the own mean lies inside the 95% prediction interval of the published runs,
+mean ± t * sd * sqrt(1 / published + 1 / own), which is as wide as chance makes the mean of so few runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from experiments.analysis.paper import DEFAULT, Paper, load_paper
-from experiments.analysis.records import (
-    AnalysisError,
-    Record,
-    by_arm,
-    check_one_kind,
-    evaluation,
-    family_difference,
-    load_records,
-    one_line_warnings,
-    sections,
-    select,
-)
-from experiments.analysis.stats import paired_difference, prediction_interval, summarise
-from experiments.analysis.tables import reported, scale_in_words
-from experiments.analysis.tasks import (
-    Metric,
-    TaskSpec,
-    arm_label,
-    measured,
-    opponents,
-    task_spec,
-    values_by_seed,
-)
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from experiments.analysis.plain import BASELINE, CHALLENGER, metric_of, one_kind, pairs
+from experiments.analysis.table import Cell, Table, fill
+from experiments.analysis.tables import mean_sd
+from experiments.analysis.verdicts import versus
+from experiments.core.catalogue import Metric, arm, check_scale, in_order, signed, task, where
+from experiments.core.protocol import names, protocol
+from experiments.core.records import Record, Records, differing, select
 
-AGREES = "agrees"
+Array = NDArray[np.float64]
 
 
-def agreement(published: Sequence[float], own: Sequence[float]) -> str:
-    """Whether the mean of `own` agrees with `published` within the spread of runs, in words."""
-    if not own:
-        return "no own runs"
-    if not published:
-        return "nothing published"
-    bad = sum(not math.isfinite(v) for v in own)
-    published_bad = sum(not math.isfinite(v) for v in published)
-    if bad or published_bad:
-        text = f"own diverged {bad} of {len(own)}, published {published_bad} of {len(published)}"
-        return f"{AGREES}: {text}" if bad * len(published) == published_bad * len(own) else f"differs: {text}"
-    interval = prediction_interval(published, len(own))
-    if interval is None:
-        return "one published value, spread unknown"
-    mean = sum(own) / len(own)
-    # Values stored as float32 and averaged in another order are still the same values.
-    slack = 1e-6 * max(abs(v) for v in (*interval, mean))
-    if interval[0] - slack <= mean <= interval[1] + slack:
-        return AGREES
-    return "lower than published" if mean < interval[0] else "higher than published"
+def prediction(published: Array, own: int) -> tuple[float, float] | None:
+    """95% prediction interval of the mean of `own` further values; None with fewer than two published ones."""
+    n = len(published)
+    if n < 2 or not np.isfinite(published).all():
+        return None
+    half = float(stats.t.ppf(0.975, n - 1) * published.std(ddof=1) * math.sqrt(1 / n + 1 / own))
+    return float(published.mean()) - half, float(published.mean()) + half
 
 
-def differences_of_kind(published: Sequence[Record], own: Sequence[Record]) -> list[str]:
-    """Sentences on what makes two sets of records incomparable: other data, another configuration, other settings."""
-    if not published or not own:
-        return []
-    words = []
-    if published[0].fingerprint != own[0].fingerprint:
-        words.append(
-            f"Your data ({own[0].fingerprint}) are not the published data ({published[0].fingerprint}): "
-            "agreement is not to be expected to the last digit."
+@dataclass(frozen=True)
+class Line:
+    """One quantity: its name, the published and the own values, and whether they agree (None: cannot be told)."""
+
+    name: str
+    published: str
+    own: str
+    width: str
+    agrees: bool | None
+
+
+def line(name: str, metric: Metric, published: Array, own: Array, is_gain: bool = False) -> Line:
+    """How the own mean compares with the published values."""
+
+    def text(values: Array) -> str:
+        if is_gain and len(values) and np.isfinite(values).all():
+            return metric.number(float(values.mean()), signed=True)
+        return mean_sd(metric, values, False)
+
+    range_ = prediction(published, len(own)) if len(own) else None
+    if range_ is None:
+        lost = [bool(len(v)) and not np.isfinite(v).all() for v in (published, own)]
+        return Line(name, text(published), text(own), "–", all(lost) if any(lost) and len(own) else None)
+    low, high = range_
+    slack = 1e-6 * max(abs(low), abs(high))  # values kept as float32 and averaged in another order are the same values
+    inside = bool(np.isfinite(own).all()) and low - slack <= float(own.mean()) <= high + slack
+    return Line(name, text(published), text(own), f"{metric.number(low)} to {metric.number(high)}", inside)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is printed of one variant: the sentence, the table, and remarks."""
+
+    sentence: str
+    table: Table | None
+    remarks: tuple[str, ...]
+
+    def text(self, width: int) -> str:
+        parts = ["\n".join(fill(self.sentence, width))]
+        if self.table is not None:
+            parts.append(self.table.terminal(width))
+        parts += ["\n".join(fill(remark, width)) for remark in self.remarks]
+        return "\n\n".join(parts)
+
+
+def own_runs(
+    records: Iterable[Record], published: Sequence[Record], seeds: Sequence[int], arms: Sequence[str]
+) -> tuple[list[Record], list[Record]]:
+    """The runs of this comparison, and those that are left out: other seeds or arms, or other settings."""
+    wanted = [r for r in records if r.trial == "main" and r.purpose == "eval"]
+    mine = [r for r in wanted if r.seed in seeds and r.arm in arms]
+    if published:
+        like = [r for r in mine if r.fingerprint == published[0].fingerprint and not differing(published[0], r)]
+        kept = one_kind(like) or one_kind(mine)
+    else:
+        kept = one_kind(mine)
+    return kept, [r for r in wanted if r not in kept]
+
+
+def compare(
+    name: str, scale: str, variant: str, published: Sequence[Record], own: Sequence[Record], left_out: Sequence[Record]
+) -> Comparison:
+    """One variant of a task at a scale."""
+    entry = task(name)
+    declared = [protocol(n) for n in names()]
+    key, mode = metric_of(name, [*published, *own], declared)
+    metric = entry.metric(key)
+    place = f"{where(name, variant)}, scale {scale}"
+    remarks = []
+    if left_out:
+        shown = ", ".join(str(r.relative) for r in left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        remarks.append(
+            f"Left out, since other seeds, optimizers or settings made them: {len(left_out)} runs ({shown})."
         )
-    difference = family_difference(published[0], own[0])
-    if difference:
-        words.append(f"Your configuration is not the published one: {difference}.")
-    others = by_arm(own)
-    for arm, runs in by_arm(published).items():
-        if arm in others and dict(runs[0].optimizer) != dict(others[arm][0].optimizer):
-            keys = sorted(
-                k
-                for k in runs[0].optimizer.keys() | others[arm][0].optimizer.keys()
-                if runs[0].optimizer.get(k) != others[arm][0].optimizer.get(k)
-            )
-            text = ", ".join(
-                f"{k} {others[arm][0].optimizer.get(k)!r} instead of {runs[0].optimizer.get(k)!r}" for k in keys
-            )
-            words.append(f"Your {arm_label(arm)} has other settings: {text}.")
-    return words
+    if not own:
+        return Comparison(f"{place}: no run of your own is there yet.", None, tuple(remarks))
+    seeds, _, _, gains = pairs(own, key, mode)
+    finite = len(gains) and np.isfinite(gains).all()
+    differ = versus(metric, float(gains.mean()), CHALLENGER, BASELINE) if finite else ""
+    yours = f" In your {len(seeds)} pairs {differ}." if differ else ""
+    arms = in_order(r.arm for r in own)
 
+    def values(records: Sequence[Record], of: str) -> Array:
+        return np.array([r.value(key, mode) for r in records if r.arm == of and (r.diverged or key in r.metrics)])
 
-def brief_metrics(spec: TaskSpec) -> list[Metric]:
-    """What there is room for in a terminal; the tables have the rest."""
-    return [m for m in spec.metrics if m.brief]
-
-
-def comparison_rows(
-    published: Sequence[Record], own: Sequence[Record], spec: TaskSpec, paper: Paper
-) -> list[list[str]]:
-    """Rows of metric, optimizer, reported, published, own, agreement."""
-    ours, theirs = by_arm(published), by_arm(own)
-    arms = list(by_arm([*published, *own]))
-    rows = []
-    for metric in measured([*published, *own], brief_metrics(spec)):
-        name = metric.label + (f" ({metric.unit})" if metric.unit else "")
-        values = {
-            arm: (values_by_seed(ours.get(arm, []), metric), values_by_seed(theirs.get(arm, []), metric))
-            for arm in arms
-        }
-        for arm in arms:
-            old, new = values[arm]
-            kind = "fadam" if arm == "fadam" else "adam" if arm in opponents(arms)[:1] else ""
-            rows.append(
-                [
-                    name,
-                    arm_label(arm),
-                    reported(paper, spec, metric, kind, sources=False) if kind else "–",
-                    metric.summary(summarise(list(old.values()))),
-                    metric.summary(summarise(list(new.values()))),
-                    agreement(list(old.values()), list(new.values())),
-                ]
-            )
-            name = ""
-        if "fadam" in arms and len(arms) > 1:
-            rival = opponents(arms)[0]
-            rows.append(["", f"FAdam - {arm_label(rival)}", "–", *_difference(values["fadam"], values[rival], metric)])
-    return rows
-
-
-def _difference(
-    fadam: tuple[Mapping[int, float], Mapping[int, float]],
-    rival: tuple[Mapping[int, float], Mapping[int, float]],
-    metric: Metric,
-) -> list[str]:
-    pairs = [paired_difference(a, b, metric.mode) for a, b in zip(fadam, rival, strict=True)]
-    cells = [f"{metric.difference(p)}: {metric.verdict(p)}" if p.n else "–" for p in pairs]
-    if any(p.diverged or p.opponent_diverged for p in pairs):
-        return [*cells, "–"]
-    return [*cells, agreement(*(list(p.differences.values()) for p in pairs))]
-
-
-def run_rows(own: Sequence[Record], spec: TaskSpec) -> list[list[str]]:
-    """Rows of arm, seed, metrics, minutes: one for each own run."""
-    metrics = measured(own, brief_metrics(spec))
-    rows = []
-    for arm, runs in by_arm(own).items():
-        for r in runs:
-            values = [r.value(m.keys, m.mode) for m in metrics]
-            rows.append(
-                [
-                    arm_label(arm),
-                    str(r.seed),
-                    *("–" if v is None else m.number(v) for m, v in zip(metrics, values, strict=True)),
-                    "–" if r.wall_time_s is None else f"{r.wall_time_s / 60:.1f}",
-                ]
-            )
-    return rows
-
-
-def show(console: Console, published: Sequence[Record], own: Sequence[Record], spec: TaskSpec, paper: Paper) -> None:
-    """Print the comparison of one scale and variant."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    for name, records in (("published", published), ("your own", own)):
-        if records:
-            console.print(escape(f"{name}: {scale_in_words(records, spec)}"), style="dim")
-        else:
-            console.print(f"{name}: no evaluation records yet", style="dim")
-    if not published and not own:
-        return
-    table = Table(title=escape(f"{spec.title}: reported, published, your own"))
-    for header in ("metric", "optimizer", "reported", "published", "your own", "within the spread?"):
-        table.add_column(header, overflow="fold")
-    for row in comparison_rows(published, own, spec, paper):
-        words = [escape(text) for text in row]
-        if words[-1].startswith(AGREES):
-            words[-1] = f"[green]{words[-1]}[/green]"
-        elif words[-1].startswith(("lower", "higher", "differs")):
-            words[-1] = f"[yellow]{words[-1]}[/yellow]"
-        table.add_row(*words, end_section=row[1].startswith("FAdam -"))
-    console.print(table)
-    if paper.references_of(spec.name):
-        console.print(f"Reported numbers with their sources: {DEFAULT}; {spec.caveat}.", style="dim")
-    for sentence in differences_of_kind(published, own):
-        console.print(escape(f"Note: {sentence}"), style="yellow")
-    if own:
-        runs = Table(title="Your runs")
-        metrics = [m.label + (f" ({m.unit})" if m.unit else "") for m in measured(own, brief_metrics(spec))]
-        for header in ("optimizer", "seed", *metrics, "minutes"):
-            runs.add_column(header, justify="left" if header == "optimizer" else "right")
-        for row in run_rows(own, spec):
-            runs.add_row(*map(escape, row))
-        console.print(runs)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.analysis.compare", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("task")
-    parser.add_argument("--scale", default="cpu")
-    parser.add_argument("--runs", default="runs", help="root of the own records (default: runs)")
-    parser.add_argument(
-        "--published", default="results/runs", help="root of the published ones (default: results/runs)"
+    lines = [line(arm(a).label, metric, values(published, a), values(own, a)) for a in arms]
+    theirs = pairs(published, key, mode)[3]
+    if len(gains):
+        fine = signed(metric, float(gains.mean())) if finite else metric
+        lines.append(line("gain of FAdam", fine, theirs, gains, is_gain=True))
+    rows = tuple(
+        tuple(map(Cell, (q.name, q.published, q.own, q.width, {True: "yes", False: "no", None: "–"}[q.agrees])))
+        for q in lines
     )
-    parser.add_argument("--paper", default=str(DEFAULT), help=f"the paper's numbers (default: {DEFAULT})")
-    options = parser.parse_args(argv)
-    one_line_warnings()
-    from rich.console import Console
+    minutes = [r.seconds / 60 for r in own]
+    took = f"Your runs took {min(minutes):.1f} to {max(minutes):.1f} minutes each."
+    note = f"{metric.title}, mean ± standard deviation. {took}"
+    table = Table(place, ("", "published", "yours", "agrees if within", "agrees"), rows, (note,))
+    if not published:
+        start = f"{place}: nothing has been published to compare with yet; these are your own runs alone."
+        return Comparison(start + yours, table, tuple(remarks))
+    kind = differing(published[0], own[0])
+    if published[0].fingerprint != own[0].fingerprint:
+        remarks.insert(
+            0, "Your data are not the published ones, so that agreement is not to be expected to the last digit."
+        )
+    if kind:
+        remarks.insert(0, f"Your settings are not the published ones: {kind}.")
+    known = [q.agrees for q in lines if q.agrees is not None]
+    word = "reproduced" if known and all(known) else "not reproduced" if known else "not comparable"
+    says = "each of your means lies where chance puts the mean of so few runs" if word == "reproduced" else (
+        f"{', '.join(q.name for q in lines if q.agrees is False) or 'the published runs'} "
+        + ("lies outside of what chance explains" if known else "are too few to say")
+    )  # fmt: skip
+    published_gain = float(theirs.mean()) if len(theirs) and np.isfinite(theirs).all() else None
+    ours = "" if published_gain is None else (
+        f" As published, {versus(metric, published_gain, CHALLENGER, BASELINE)} ({len(theirs)} pairs)."
+    )  # fmt: skip
+    count = len(select(published, arm=arms[-1]))
+    means = f" “Agrees” means within the 95% prediction interval of the {count} published runs."
+    return Comparison(f"{place}: {word}; {says}.{yours}{ours}{means}", table, tuple(remarks))
 
-    console = Console()
-    if not console.is_terminal:
-        # A log file has no width of its own; 80 columns would break most cells.
-        console = Console(width=160)
-    try:
-        spec, paper = task_spec(options.task), load_paper(options.paper)
-        sides = [
-            evaluation(select(load_records(root), task=spec.name, scale=options.scale))
-            for root in (options.published, options.runs)
-        ]
-        variants = [variant for _, variant in sections([*sides[0], *sides[1]])] or [""]
-        for variant in variants:
-            published, own = (select(side, variant=variant) for side in sides)
-            title = " ".join(part for part in (spec.name, options.scale, variant) if part)
-            check_one_kind(published, f"the published runs of {title}")
-            check_one_kind(own, f"your runs of {title}")
-            console.rule(title)
-            show(console, published, own, spec, paper)
-    except AnalysisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def comparisons(
+    name: str, scale: str, roots: tuple[Path, Path], seeds: Sequence[int], arms: Sequence[str]
+) -> list[Comparison]:
+    """Every variant of a task for which there are runs; `roots`: the published records and the own ones."""
+    task(name)
+    check_scale(scale)
+    sides = [select(Records([root]).all(), task=name, scale=scale) for root in roots]
+    variants = sorted({r.variant for side in sides for r in side if r.purpose == "eval"}) or [""]
+    found = []
+    for variant in variants:
+        published, own = (select(side, variant=variant, purpose="eval", trial="main") for side in sides)
+        published = one_kind([r for r in published if r.arm in arms])
+        kept, left_out = own_runs(own, published, seeds, arms)
+        found.append(compare(name, scale, variant, published, kept, left_out))
+    return found

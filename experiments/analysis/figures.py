@@ -1,252 +1,315 @@
-"""Draw `results/figures/<task>_curves` and `<task>_tuning` from the published run records.
+"""The drawings. Each is made once, and saved as a PNG and as an SVG that stands in the page, with the same colours.
 
-python -m experiments.analysis.figures [asr llm vqvae | all] [--runs results/runs] [--out results/figures]
+Signs of arms come from `experiments.core.catalogue`. Ink takes the colour of the page's text, so that a drawing reads
+on light and on dark alike.
 """
 
 from __future__ import annotations
 
-import argparse
+import io
 import math
-import os
-import statistics
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.choose import choose
-from experiments.analysis.records import (
-    COMPARED,
-    AnalysisError,
-    MixedRecordsError,
-    Record,
-    by_arm,
-    check_one_kind,
-    evaluation,
-    finite,
-    load_records,
-    one_line_warnings,
-    sections,
-    select,
-)
-from experiments.analysis.tasks import Metric, TaskSpec, arm_label, task_names, task_spec
+import numpy as np
+
+from experiments.analysis.comparisons import Compared, Ladder, Point
+from experiments.analysis.frame import curve
+from experiments.analysis.tuning import ArmBowl
+from experiments.analysis.verdicts import word
+from experiments.core.catalogue import Arm, Metric, arm, in_order, task, where
+from experiments.core.protocol import Protocol
+from experiments.core.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by eyes of every kind; marker and dash differ as well.
-_LOOKS: dict[str, tuple[str, str, str]] = {
-    "adamw_clip": ("#0072B2", "o", "-"),
-    "fadam": ("#D55E00", "s", "-"),
-    "adamw": ("#56B4E9", "^", "--"),
-    "adam": ("#009E73", "v", "-."),
-}
-_SPARE = (("#CC79A7", "D", ":"), ("#E69F00", "P", "--"), ("#000000", "X", "-."))
-SVG_LIMIT = 200_000  # bytes
+INK, MUTED, BAND = "#1f2429", "#8a9199", "#9aa3ab"
+GOOD, BAD, SAME, OPEN = "#1a7f4b", "#c0392b", "#2b6cb0", "#8a9199"
+WORDS = {"better": GOOD, "worse": BAD, "equivalent": SAME}
+WIDTH = 4.5  # inches of one panel: 432 pixels of a page, of which a phone shows three quarters
+STYLE: Any = {
+    "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5, "font.family": "DejaVu Sans", "svg.fonttype": "none", "svg.hashsalt": "fadam",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "text.color": INK,
+    "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "legend.frameon": False,
+    "lines.linewidth": 1.6, "lines.markersize": 4.5, "axes.formatter.useoffset": False,
+}  # fmt: skip
 
 
-def look(arm: str, arms: Sequence[str]) -> tuple[str, str, str]:
-    """Colour, marker and dash of an arm, the same in every figure."""
-    others = [a for a in arms if a not in _LOOKS]
-    return _LOOKS[arm] if arm in _LOOKS else _SPARE[others.index(arm) % len(_SPARE)]
-
-
-def curve(record: Record, key: str) -> list[tuple[int, float]]:
-    """(step, value) of every evaluation that has `key`; a value that is not finite is NaN."""
-    return [
-        (int(entry["step"]), finite(entry[key], math.nan))
-        for entry in record.history
-        if key in entry and isinstance(entry.get("step"), (int, float))
-    ]
-
-
-def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float]]:
-    """(step, mean, standard deviation) where every one of the runs has a finite value, so that a diverged run ends
-    the line instead of dropping out of it."""
-    tables = [{step: value for step, value in points if math.isfinite(value)} for points in curves]
-    if not tables or not all(tables):
-        return []
-    steps = sorted(set.intersection(*(set(table) for table in tables)))
-    columns = [(step, [table[step] for table in tables]) for step in steps]
-    return [(s, statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for s, v in columns]
-
-
-def canvas(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    """An empty figure without a window, and its axes by row and column."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def canvas(height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
+    """A figure of panels `WIDTH` wide and `height` inches high each, and its axes as (rows, columns)."""
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.4 * columns, 3.7 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.grid(True, color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, [list(row) for row in axes]
+    mpl.rcParams.update(STYLE)
+    figure = Figure(figsize=(WIDTH * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _label(metric: Metric) -> str:
-    return metric.label + (f" ({metric.unit})" if metric.unit else "")
+def png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    # No software version or date in the file: equal results give equal files.
+    figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
 
 
-def _draw_curves(axis: Axes, records: Sequence[Record], metric: Metric) -> None:
-    factor = 100.0 if metric.percent else 1.0
-    arms = by_arm(records)
-    for arm, runs in arms.items():
-        colour, marker, dash = look(arm, list(arms))
-        curves = [next((c for k in metric.keys if (c := curve(r, k))), []) for r in runs]
-        failed = 0
-        for run, points in zip(runs, curves, strict=True):
-            good = [(s, v * factor) for s, v in points if math.isfinite(v)]
-            axis.plot([s for s, _ in good], [v for _, v in good], color=colour, linewidth=0.7, alpha=0.45)
-            if run.diverged:
-                failed += 1
-                if good:
-                    axis.plot(*good[-1], marker="x", markersize=9, markeredgewidth=2, color=colour, linestyle="none")
-        mean = mean_curve([c for run, c in zip(runs, curves, strict=True) if c or run.diverged])
-        seeds = f"n={len(runs)}" + (f", {failed} diverged ×" if failed else "")
-        axis.plot(
-            [s for s, _, _ in mean],
-            [m * factor for _, m, _ in mean],
-            color=colour,
-            linestyle=dash,
-            linewidth=2,
-            marker=marker,
-            markersize=4,
-            label=f"{arm_label(arm)} ({seeds})",
-        )
-        if len(runs) > 1:
-            low = [(m - d) * factor for _, m, d in mean]
-            high = [(m + d) * factor for _, m, d in mean]
-            axis.fill_between([s for s, _, _ in mean], low, high, color=colour, alpha=0.15, linewidth=0)
-    axis.set_xlabel("optimizer steps")
-    axis.set_ylabel(_label(metric))
-    axis.legend(frameon=False, fontsize=9, title="mean ± sd; thin: each seed", title_fontsize=9)
+def svg(figure: Figure, name: str, says: str) -> str:
+    """The drawing for a page: ids of its own, the page's ink and font, and a name for who cannot see it."""
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = text.replace(INK, "currentColor").replace("'DejaVu Sans'", "inherit")
+    text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    head = f'<svg class="plot" role="img" aria-label="{says}"'
+    return re.sub(r"<svg", head, text, count=1).strip()
 
 
-def curves_figure(records: Sequence[Record], spec: TaskSpec) -> Figure | None:
-    """Metrics against steps: mean, ± one standard deviation and every seed, per arm. None without such a history."""
-    runs = [r for r in evaluation(records) if r.scale in COMPARED]
-    metrics = [m for m in spec.curves if any(k in entry for r in runs for entry in r.history for k in m.keys)]
-    if not metrics:
+def _sign(a: Arm) -> dict[str, Any]:
+    return {"color": a.colour, "linestyle": a.dash, "marker": a.marker}
+
+
+def forest(found: Sequence[Compared]) -> Figure | None:
+    """Gains with their intervals in units of what matters; the band is what would not matter. None without data.
+
+    Comparisons of the same arms stand below one heading. Zero and band are drawn row by row: no line runs through text.
+    """
+    shown = [c for c in found if c.verdict.interval is not None and c.verdict.mean is not None]
+    groups: dict[str, list[Compared]] = {}
+    for c in shown:
+        one, other = (arm(name).label for name in (c.comparison.challenger, c.comparison.baseline))
+        groups.setdefault(f"{one} against {other.removeprefix('FAdam, ')}", []).append(c)
+    if not groups:
         return None
-    parts = sections(runs)
-    figure, axes = canvas(len(parts), len(metrics))
-    for row, (scale, variant) in zip(axes, parts, strict=True):
-        here = select(runs, scale=scale, variant=variant)
-        check_one_kind(here, f"the curves of {spec.name} {scale}{f' {variant}' if variant else ''}")
-        for axis, metric in zip(row, metrics, strict=True):
-            if not any(k in entry for r in here for entry in r.history for k in metric.keys):
-                axis.set_visible(False)
-                continue
-            _draw_curves(axis, here, metric)
-            axis.set_title(f"{spec.title}, scale {scale}{f', {variant}' if variant else ''}", fontsize=10)
+    figure, axes = canvas(0.7 + 0.27 * (len(shown) + len(groups)))
+    ax: Axes = axes[0][0]
+    reach = max(abs(v) / c.protocol.matters for c in shown for v in (c.verdict.interval or ()))
+    limit = min(max(2.0, 1.1 * reach), 6.0)
+    places, names, y = [], [], 0
+    for heading, rows in groups.items():
+        at: Any = {"xycoords": ("figure fraction", "data"), "va": "center", "weight": "bold"}
+        ax.annotate(heading, (0.01, y), **at).set_in_layout(False)
+        y -= 1
+        for c in rows:
+            v = c.verdict
+            assert v.interval is not None
+            assert v.mean is not None
+            colour = WORDS.get(v.word, OPEN)
+            ends = [x / c.protocol.matters for x in v.interval]
+            low, high, mean = (float(np.clip(x, -limit, limit)) for x in (*ends, v.mean / c.protocol.matters))
+            ax.fill_between([-1, 1], y - 0.42, y + 0.42, color=BAND, alpha=0.28, linewidth=0)
+            ax.plot([0, 0], [y - 0.42, y + 0.42], color=MUTED, linewidth=0.9)
+            ax.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
+            ax.plot([mean], [y], "o", color=colour, markersize=5.5)
+            for end in (x for x in ends if abs(x) > limit):  # the interval goes on beyond the edge
+                ax.plot([math.copysign(limit, end)], [y], "<" if end < 0 else ">", color=colour, markersize=5)
+            ax.text(1.02, y, word(c).replace("undecided after", "undecided,"), transform=ax.get_yaxis_transform(),
+                    va="center", weight="bold")  # fmt: skip
+            places.append(y)
+            names.append(short(c.protocol))
+            y -= 1
+    ax.set_xlim(-limit, limit)
+    ax.set_ylim(y + 0.4, 0.6)
+    ax.set_yticks(places, names)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("gain, in units of what would matter (band)\n← worse      better →")
     return figure
 
 
-def tuning_figure(records: Sequence[Record], spec: TaskSpec) -> Figure | None:
-    """Objective against learning rate, per arm; the chosen trial has a star, diverged ones stand at the rim."""
-    trials = [r for r in records if r.purpose == "tune" and r.scale in COMPARED and "optimizer.lr" in r.searched]
-    if not trials:
+def short(p: Protocol) -> str:
+    """A study in two words at most, for a narrow drawing."""
+    place = task(p.task).phrase
+    return f"{place}, {p.variant}" if p.variant == "gaussian" else place
+
+
+Panel = tuple[str, Mapping[str, ArmBowl], Metric, float]  # title, bowls, metric, what matters
+
+
+def bowls(panels: Sequence[Panel]) -> Figure | None:
+    """What each learning rate gave: mean and range over the tuning seeds. None without data."""
+    panels = [panel for panel in panels if panel[1]]
+    if not panels:
         return None
-    parts = sections(trials)
-    figure, axes = canvas(len(parts), 1)
-    for (axis,), (scale, variant) in zip(axes, parts, strict=True):
-        here = select(trials, scale=scale, variant=variant)
-        choices = choose(here, f"the tuning figure of {spec.name} {scale}{f' {variant}' if variant else ''}")
-        first = next(iter(choices.values()))
-        metric = next((m for m in (*spec.metrics, *spec.curves) if first.metric in m.keys), None)
-        factor = 100.0 if metric is not None and metric.percent else 1.0
-        for place, (arm, choice) in enumerate(choices.items()):
-            colour, marker, dash = look(arm, list(choices))
-            good = [
-                (float(t.settings["optimizer.lr"]), t.value * factor) for t in choice.trials if math.isfinite(t.value)
-            ]
-            bad = [float(t.settings["optimizer.lr"]) for t in choice.trials if not math.isfinite(t.value)]
-            # Of several trials at one learning rate the line joins the best.
-            pick = min if choice.mode == "min" else max
-            best = [(x, pick(v for u, v in good if u == x)) for x in sorted({x for x, _ in good})]
-            axis.plot([x for x, _ in best], [v for _, v in best], color=colour, linestyle=dash)
-            axis.plot([x for x, _ in good], [v for _, v in good], color=colour, marker=marker, linestyle="none")
-            axis.plot([], [], color=colour, marker=marker, linestyle=dash, label=arm_label(arm))
-            x, y = float(choice.best.settings["optimizer.lr"]), choice.best.value * factor
-            axis.plot(
-                x,
-                y,
-                marker="*",
-                markersize=max(10, 20 - 6 * place),
-                color=colour,
-                markeredgecolor="black",
-                linestyle="none",
-            )
-            if bad:
-                # A row for each arm, so that none hides another.
-                rim = 0.97 - 0.05 * place if choice.mode == "min" else 0.03 + 0.05 * place
-                transform = axis.get_xaxis_transform()
-                style: dict[str, Any] = {"marker": "x", "markeredgewidth": 2, "linestyle": "none"}
-                label = f"{arm_label(arm)}, diverged"
-                axis.plot(bad, [rim] * len(bad), color=colour, transform=transform, label=label, **style)
-        axis.set_xscale("log")
-        axis.set_xlabel("learning rate")
-        axis.set_ylabel(_label(metric) if metric is not None else first.metric)
-        axis.set_title(f"{spec.title}, tuning, scale {scale}{f', {variant}' if variant else ''}", fontsize=10)
-        axis.legend(frameon=False, fontsize=9, title="★ chosen", title_fontsize=9)
+    figure, axes = canvas(2.9, columns=len(panels))
+    for ax, (title, found, metric, matters) in zip(axes[0], panels, strict=True):
+        scale = 100 if metric.percent else 1
+        lowest: list[float] = []
+        for name in in_order(found):
+            bowl, a = found[name], arm(name, found)
+            kept = np.isfinite(bowl.values).all(axis=1)
+            x, values = bowl.rates[kept], scale * bowl.values[kept]
+            ax.plot(x, values.mean(axis=1), label=a.label, **_sign(a))
+            ax.vlines(x, values.min(axis=1), values.max(axis=1), color=a.colour, alpha=0.45, linewidth=2.5)
+            lowest += values.mean(axis=1).tolist()
+            edge = scale * ((bowl.found.best or 0.0) + matters * (1 if metric.mode == "min" else -1))
+            ax.plot([x[0], x[-1]], [edge, edge], color=a.colour, linewidth=0.7, alpha=0.7)
+        plain_log(ax, [float(r) for bowl in found.values() for r in bowl.rates])
+        # Cliffs would flatten the bowls: what is far above the best is cut off.
+        ends = sorted(lowest) if metric.mode == "min" else sorted(lowest, reverse=True)
+        middle, best = ends[min(len(ends) - 1, math.ceil(0.75 * len(ends)))], ends[0]
+        span = max(abs(middle - best), 4 * scale * matters)
+        side = 1 if metric.mode == "min" else -1
+        ax.set_ylim(*sorted((best - side * 0.1 * span, best + side * 1.35 * span)))
+        ax.set_title(title)
+        ax.set_xlabel("learning rate")
+        ax.set_ylabel(metric.title)
+        ax.legend()
     return figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `<stem>.png`, and `<stem>.svg` where that is small; each whole or not at all. Returns the paths."""
-    import matplotlib as mpl
-
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = []
-    # Neither date nor random ids, so that the same records give the same bytes.
-    with mpl.rc_context({"svg.hashsalt": stem.name}):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            path = stem.with_name(f"{stem.name}.{kind}")
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
-            if kind == "svg" and temporary.stat().st_size > SVG_LIMIT:
-                temporary.unlink()
-                path.unlink(missing_ok=True)
-                continue
-            os.replace(temporary, path)
-            written.append(path)
-    return written
+def plain_log(ax: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis whose numbers are written out: exponents would be too small to read on a phone."""
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    ticks = [m * 10.0**d for d in decades for m in (1, 3) if min(values) * 0.9 <= m * 10.0**d <= max(values) * 1.1]
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.analysis.figures", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("tasks", nargs="*", metavar="task", help="asr, llm, vqvae or all (default: all)")
-    parser.add_argument("--runs", default="results/runs", help="root of the records (default: results/runs)")
-    parser.add_argument("--out", default="results/figures", help="folder of the figures (default: results/figures)")
-    options = parser.parse_args(argv)
-    one_line_warnings()
-    try:
-        records = load_records(options.runs)
-        for name in task_names(options.tasks):
-            spec, mine = task_spec(name), select(records, task=name)
-            for kind, draw in (("curves", curves_figure), ("tuning", tuning_figure)):
-                try:
-                    figure = draw(mine, spec)
-                except MixedRecordsError:
-                    raise
-                except AnalysisError as error:
-                    print(f"warning: no {kind} drawn: {error}", file=sys.stderr)
-                    continue
-                if figure is None:
-                    print(f"{name}: no records to draw {kind} from")
-                    continue
-                for path in save(figure, Path(options.out) / f"{name}_{kind}"):
-                    print(f"wrote {path}")
-    except AnalysisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def curves(by_arm: Mapping[str, Sequence[Record]], metric: Metric) -> Figure | None:
+    """Mean over seeds against steps, with the standard deviation. None without data."""
+    figure, axes = canvas(2.7)
+    ax: Axes = axes[0][0]
+    scale, drawn = (100 if metric.percent else 1), False
+    for name in in_order(by_arm):
+        found = curve(by_arm[name], metric.key)
+        if found:
+            drawn = True
+            a = arm(name, by_arm)
+            steps = np.array(list(found))
+            means = scale * np.array([np.mean(v) for v in found.values()])
+            sds = scale * np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in found.values()])
+            ax.plot(steps, means, label=a.label, **_sign(a))
+            ax.fill_between(steps, means - sds, means + sds, color=a.colour, alpha=0.2, linewidth=0)
+    ax.set_xlabel("step")
+    ax.set_ylabel(metric.title)
+    if drawn:
+        ax.legend()
+    return figure if drawn else None
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def grid(points: Sequence[Point], metric: Metric, matters: float) -> Figure | None:
+    """Epsilon against the scale of the gradients, a panel an arm and precision; colour and number: the gain."""
+    kinds = list(dict.fromkeys((q.arm, q.precision) for q in points))
+    if not kinds:
+        return None
+    columns = 2 if len(kinds) > 1 else 1
+    figure, axes = canvas(2.2, columns, math.ceil(len(kinds) / columns))
+    eps = sorted({q.eps for q in points}, reverse=True)
+    scales = sorted({q.scale for q in points})
+    for ax, (name, precision) in zip(axes.flat, kinds, strict=False):
+        for q in (q for q in points if (q.arm, q.precision) == (name, precision)):
+            gain = float(q.gains.mean())
+            strength = min(abs(gain) / matters / 3, 1.0)
+            x, y = eps.index(q.eps), scales.index(q.scale)
+            # Translucent: the ink reads on light and on dark.
+            ax.add_patch(_rectangle(x, y, GOOD if gain > 0 else BAD, 0.55 * strength))
+            text = "same" if q.same else "diverged" if math.isinf(gain) else metric.number(gain, signed=True)
+            ax.text(x, y, text, ha="center", va="center")
+        ax.set_xlim(-0.5, len(eps) - 0.5)
+        ax.set_ylim(-0.5, len(scales) - 0.5)
+        ax.set_xticks(range(len(eps)), [f"{e:g}" for e in eps])
+        ax.set_yticks(range(len(scales)), [_power(s) for s in scales])
+        ax.set_xlabel("epsilon")
+        ax.set_ylabel("gradients times")
+        kind = {"32-true": "float32", "bf16-true": "bfloat16 weights"}.get(precision, precision)
+        ax.set_title(f"{arm(name).label}, {kind}")
+    for ax in list(axes.flat)[len(kinds) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def _power(scale: float) -> str:
+    two = math.log2(scale)
+    return "1" if scale == 1 else f"2^{two:.0f}" if two == round(two) else f"{scale:g}"
+
+
+def _rectangle(x: int, y: int, colour: str, alpha: float) -> Any:
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor=to_rgba(colour, alpha), edgecolor=MUTED, linewidth=0.5)
+
+
+def ladder(found: Ladder) -> Figure | None:
+    """The gain at each size with its interval, and the line through the seeds' slopes."""
+    rows = [(size, c) for size, c in found.sizes if c.verdict.interval is not None and c.verdict.mean is not None]
+    if not rows:
+        return None
+    figure, axes = canvas(2.7)
+    ax: Axes = axes[0][0]
+    a = arm("fadam")
+    matters = rows[0][1].protocol.matters
+    ax.axhspan(-matters, matters, color=BAND, alpha=0.28, linewidth=0)
+    ax.axhline(0, color=MUTED, linewidth=0.9)
+    sizes, means = [size for size, _ in rows], [float(c.verdict.mean or 0) for _, c in rows]
+    ends = [c.verdict.interval or (0.0, 0.0) for _, c in rows]
+    ax.vlines(sizes, [e[0] for e in ends], [e[1] for e in ends], color=a.colour, linewidth=2.2)
+    ax.plot(sizes, means, "o", color=a.colour)
+    if found.slope is not None:
+        x = np.log10(sizes)
+        ax.plot(sizes, np.mean(means) + found.slope[0] * (x - x.mean()), color=a.colour, linestyle="--", linewidth=1.2)
+    ax.set_xscale("log")
+    ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    ax.minorticks_off()
+    ax.set_xlabel("millions of parameters")
+    ax.set_ylabel("FAdam's gain (bits per byte)")
+    return figure
+
+
+THEORY_TITLES = {
+    "categorical": "categorical",
+    "gaussian": "Gaussian, sigma of the noise",
+    "squared_error": "Gaussian, sigma 1 (squared error)",
+}
+
+
+def theory(content: Mapping[str, Any]) -> Figure:
+    """Median ratio (band: quartiles) and correlation of the logarithms against batch size; a column a likelihood."""
+    cases = content["cases"]
+    likelihoods, stages = (list(dict.fromkeys(str(c[key]) for c in cases)) for key in ("likelihood", "stage"))
+    figure, axes = canvas(2.6, len(likelihoods), 2)
+    for column, likelihood in enumerate(likelihoods):
+        upper, lower = axes[0][column], axes[1][column]
+        batches: list[int] = []
+        for stage, colour, marker in zip(stages, ("#2b83ba", "#e06c00", "#3f9b3f"), "osv", strict=False):
+            cases = [c for c in content["cases"] if (c["likelihood"], c["stage"]) == (likelihood, stage)]
+            cases.sort(key=lambda c: int(c["batch"]))
+            batches = [c["batch"] for c in cases]
+            moment, true = ([c[key] for c in cases] for key in ("moment_empirical", "empirical_true"))
+            style = {"color": colour, "marker": marker}
+            upper.plot(batches, [m["ratio"] for m in moment], label=f"step {cases[0]['step']}", **style)
+            low, high = ([m[key] for m in moment] for key in ("low", "high"))
+            upper.fill_between(batches, low, high, color=colour, alpha=0.15, linewidth=0)
+            upper.plot(batches, [t["ratio"] for t in true], linestyle=":", alpha=0.8, **style)
+            lower.plot(batches, [m["correlation"] for m in moment], **style)
+            lower.plot(batches, [t["correlation"] for t in true], linestyle=":", alpha=0.8, **style)
+        upper.plot(batches, [1 / b for b in batches], color=MUTED, linewidth=1, linestyle="--", label="1 / batch")
+        upper.set_title(THEORY_TITLES.get(likelihood, likelihood))
+        upper.set_yscale("log")
+        upper.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        lower.set_ylim(top=1.01)
+        for ax in (upper, lower):
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(batches, [str(b) for b in batches])
+            ax.set_xlabel("batch size")
+    axes[0][0].set_ylabel("median ratio")
+    axes[1][0].set_ylabel("correlation of logarithms")
+    axes[0][0].legend(title="solid: Adam's v / empirical FIM\ndotted: empirical / true FIM")
+    return figure
+
+
+def panel(
+    p: Protocol, found: Mapping[str, ArmBowl], metric: Metric
+) -> tuple[str, Mapping[str, ArmBowl], Metric, float]:
+    """One study's part of `bowls`."""
+    return where(p.task, p.variant), found, metric, p.matters

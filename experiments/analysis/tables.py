@@ -1,503 +1,373 @@
-"""Write `results/tables/<task>.md` from the published run records and `results/paper.yaml`.
-
-python -m experiments.analysis.tables [asr llm vqvae | all] [--runs results/runs] [--out results/tables]
-"""
+"""Each table of the pages, made once. A table without data says so in its only note."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import statistics
-import sys
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from experiments.analysis.choose import (
-    choose,
-    edge_words,
-    point_text,
-    setting_text,
-    space_words,
-    write_text,
-)
-from experiments.analysis.paper import DEFAULT, Paper, load_paper
-from experiments.analysis.records import (
-    COMPARED,
-    AnalysisError,
-    MixedRecordsError,
-    Record,
-    by_arm,
-    check_one_kind,
-    evaluation,
-    load_records,
-    one_line_warnings,
-    sections,
-    select,
-)
-from experiments.analysis.stats import paired_difference, summarise
-from experiments.analysis.tasks import (
-    Metric,
-    TaskSpec,
-    arm_label,
-    measured,
-    opponents,
-    task_names,
-    task_spec,
-    values_by_seed,
-)
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped,unused-ignore]
 
-SAMPLES, SAMPLE_LENGTH = 6, 400
-# Sizes of a data set in words: key of the record's `data` -> unit; the first one found leads.
-_SIZES = {
-    "hours": "h",
-    "train_hours": "h",
-    "tokens": "tokens",
-    "train_tokens": "tokens",
-    "images": "images",
-    "train_images": "images",
-    "tiles": "tiles",
-    "train_tiles": "tiles",
-    "utterances": "utterances",
-    "train_utterances": "utterances",
-    "bytes": "bytes",
-    "train_bytes": "bytes",
-}
-_PICTURES = (".png", ".jpg", ".jpeg", ".svg")
+from experiments.analysis.comparisons import Compared, Study, interval
+from experiments.analysis.frame import metric_keys
+from experiments.analysis.paper import OPTIMIZERS, Paper
+from experiments.analysis.plain import Pilot, plain_pairs
+from experiments.analysis.table import Cell, Table, word
+from experiments.analysis.tuning import ArmBowl
+from experiments.analysis.verdicts import Finding, amount, main_comparisons, times
+from experiments.analysis.verdicts import word as verdict_word
+from experiments.core.catalogue import Metric, arm, in_order, signed, task, variant, where
+from experiments.core.protocol import Protocol, rate
+
+NOTHING = "No run of this has been published yet."
 
 
-def cell(value: Any) -> str:
-    """Text that can stand in one cell of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]], *notes: str) -> Table:
+    cells = tuple(tuple(c if isinstance(c, Cell) else Cell(str(c)) for c in row) for row in rows)
+    return Table(caption, tuple(header), cells, tuple(note for note in notes if note) if cells else (NOTHING,))
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    lines = [[cell(v) for v in row] for row in rows]
-    text = ["| " + " | ".join(map(cell, header)) + " |", "|" + " --- |" * len(header)]
-    return [*text, *("| " + " | ".join(row) + " |" for row in lines), ""]
-
-
-def count_text(value: float) -> str:
-    """A count in the unit people say it in: 912345 -> "0.91 M", 12000000000 -> "12 G"."""
-    for limit, scale, unit in ((1e9, 1e9, "G"), (1e5, 1e6, "M")):
-        if abs(value) >= limit:
-            return f"{value / scale:.{2 if value / scale < 10 else 0}f} {unit}"
-    return f"{value:,.0f}"
-
-
-def model_name(record: Record) -> str:
-    """The class of the model in the record's configuration, such as "Conformer"."""
-
-    def target(node: Any) -> str:
-        if not isinstance(node, Mapping):
-            return ""
-        if isinstance(node.get("_target_"), str):
-            return str(node["_target_"]).rsplit(".", 1)[-1]
-        return next((name for name in map(target, node.values()) if name), "")
-
-    model = record.config.get("model") or record.setting("module.model")
-    return target(model) or "model"
-
-
-def data_words(record: Record) -> str:
-    """Size and name of the data set, from the record."""
-    data = dict(record.data)
-    splits = data.get("splits")
-    train = (splits if isinstance(splits, dict) else data).get("train")
-    sizes = {**(train if isinstance(train, dict) else {}), **data}
-    words = []
-    for key, unit in _SIZES.items():
-        value = sizes.get(key)
-        if isinstance(value, dict):  # by split
-            value = value.get("train")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            words.append(f"{value:.1f} h" if unit == "h" else f"{count_text(value)} {unit}")
-    return f"{', '.join(words)} of data set `{data.get('name', 'unnamed')}`".removeprefix(" of ")
-
-
-def _span(values: Sequence[Any], text: Any = str) -> str:
-    """One value, or the least and the greatest."""
-    low, high = min(values), max(values)
-    return text(low) if text(low) == text(high) else f"{text(low)} to {text(high)}"
-
-
-def _threads(count: int | None) -> str:
-    return "" if count is None else f"{count} thread{'' if count == 1 else 's'}"
-
-
-def scale_in_words(records: Sequence[Record], spec: TaskSpec) -> str:
-    """What was measured, and on what, in one sentence drawn from the records."""
-    first = records[0]
-    parts = []
-    sizes = sorted({r.parameters for r in records if r.parameters is not None})
-    size = f"{' / '.join(count_text(s) for s in sizes)}-parameter " if sizes else ""
-    parts.append(f"{size}{model_name(first)}")
-    parts.append(data_words(first))
-    whole = [r.steps for r in records if not r.diverged] or [r.steps for r in records]
-    parts.append(f"{_span(whole, count_text)} steps")
-    seen = [
-        f"{count_text(value) if value >= 1000 else f'{value:.3g}'} {unit}"
-        for unit, value in first.seen.items()
-        if isinstance(value, (int, float))
-    ]
-    if seen:
-        parts.append(f"{', '.join(seen)} seen")
-    threads = sorted({r.threads for r in records if r.threads is not None})
-    devices = sorted({r.device for r in records if r.device})
-    if devices or threads:
-        words = " and ".join(_threads(n) for n in threads)
-        parts.append(" on ".join(part for part in (words, " / ".join(devices)) if part))
-    minutes = [r.wall_time_s / 60 for r in records if r.wall_time_s is not None]
-    if minutes:
-        parts.append(f"{_span(minutes, lambda v: f'{v:.1f}')} min a run")
-    sentence = ", ".join(parts)
-    return sentence if first.scale == "paper" else f"{sentence}; {spec.caveat}"
-
-
-def paper_section(spec: TaskSpec, paper: Paper) -> list[str]:
-    """The paper's claims and the numbers it stands among."""
-    lines = ["## What the paper says", ""]
-    for claim in paper.claims_of(spec.name):
-        lines.append(f"- {claim.id} [{claim.mark}]: {claim.text} ({claim.source}).")
-    references = paper.references_of(spec.name)
-    if references:
-        keys = list(dict.fromkeys(key for r in references for key in r.values))
-        shown = [m.keys[0] for m in spec.metrics if m.keys[0] in keys]
-        keys = shown + [key for key in keys if key not in shown]
-        percent = any(r.unit == "percent" for r in references)
-        lines += ["", f"Reported numbers{' in %' if percent else ''}:", ""]
-        lines += markdown_table(
-            ["system", *keys, "mark", "source"],
-            [
-                [
-                    f"{r.name} ({r.setting})",
-                    *(f"{r.values[k]:g}" if k in r.values else "–" for k in keys),
-                    f"[{r.mark}]",
-                    r.source,
-                ]
-                for r in references
-            ],
-        )
-    else:
-        lines += ["", "No number of the paper for this task is known from the sources used here.", ""]
-    used = sorted({r.mark for r in references} | {c.mark for c in paper.claims_of(spec.name)})
-    lines += ["Marks: " + "; ".join(f"[{mark}] {paper.marks[mark]}" for mark in used) + ".", ""]
-    return lines
-
-
-def reported(paper: Paper, spec: TaskSpec, metric: Metric, optimizer: str, sources: bool = True) -> str:
-    """The paper's side of one row: numbers reported with `optimizer` for this metric, each with its mark."""
-    words = [
-        f"{r.values[metric.keys[0]]:g} ({r.name}{f', {r.source}' if sources else ''}) [{r.mark}]"
-        for r in paper.references_of(spec.name)
-        if r.optimizer == optimizer and metric.keys[0] in r.values
-    ]
-    return "; ".join(words) or "–"
-
-
-def comparison_table(records: Sequence[Record], spec: TaskSpec, paper: Paper) -> list[str]:
-    arms = by_arm(records)
-    metrics = measured(records, spec.metrics)
-    if not metrics:
-        return ["No metric of this task is in the records.", ""]
-    known = any(m.keys[0] in r.values for m in metrics for r in paper.references_of(spec.name))
-    rivals = opponents(list(arms)) if "fadam" in arms else []
-    header = ["metric", *(["reported with Adam", "reported with FAdam"] if known else [])]
-    header += [f"ours, {arm_label(arm)}" for arm in arms]
-    for rival in rivals:
-        header += [f"FAdam - {arm_label(rival)} [95% interval]", "in words"]
-    rows = []
-    for metric in metrics:
-        name = metric.label + (f" ({metric.unit})" if metric.unit else "")
-        row = [f"{name} {'↓' if metric.mode == 'min' else '↑'}" if metric.judged else name]
-        if known:
-            row += [reported(paper, spec, metric, optimizer) for optimizer in ("adam", "fadam")]
-        values = {arm: values_by_seed(runs, metric) for arm, runs in arms.items()}
-        row += [metric.summary(summarise(list(v.values()))) for v in values.values()]
-        for rival in rivals:
-            paired = paired_difference(values["fadam"], values[rival], metric.mode)
-            row += [metric.difference(paired), metric.verdict(paired)]
-        rows.append(row)
-    lines = markdown_table(header, rows)
-    lines += [
-        "Ours: mean ± standard deviation over n seeds (↓ lower is better, ↑ higher is better). Differences are taken "
-        "seed by seed (same initial weights, same data order), with a 95% t interval; "
-        f"each of the {len(metrics)} rows is judged by itself, without a correction for looking at several. A diverged "
-        "run counts as infinitely bad. Only the difference can be set beside the paper, not the absolute numbers.",
-        "",
-    ]
-    return lines
-
-
-def _spread(values: Sequence[float | None], digits: int, factor: float = 1.0) -> str:
-    numbers = [v * factor for v in values if v is not None]
-    if not numbers:
+def mean_sd(metric: Metric, values: Sequence[float] | np.ndarray[Any, Any], count: bool = True) -> str:
+    """Mean ± standard deviation over runs, and their number; diverged runs are counted, not averaged."""
+    found = np.asarray(values, dtype=np.float64)
+    found = found[~np.isnan(found)]
+    finite = found[np.isfinite(found)]
+    if not len(found):
         return "–"
-    spread = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{statistics.fmean(numbers):.{digits}f}{spread} (n={len(numbers)})"
+    lost = len(found) - len(finite)
+    text = metric.number(float(finite.mean())) if len(finite) else ""
+    text += f" ± {metric.number(float(finite.std(ddof=1)))}" if len(finite) > 1 else ""
+    if lost:
+        return f"{lost} of {len(found)} diverged" + (f", others {text}" if text else "")
+    return f"{text} (n={len(found)})" if count else text
 
 
-def cost_table(records: Sequence[Record], spec: TaskSpec) -> list[str]:
-    """Time, memory and steps to the target, per arm."""
-    arms = by_arm(records)
-    rows = [
-        ["minutes a run", *(_spread([r.wall_time_s for r in runs], 2, 1 / 60) for runs in arms.values())],
-        ["milliseconds a step", *(_spread([r.step_time_s for r in runs], 1, 1e3) for runs in arms.values())],
-        ["peak memory (MiB)", *(_spread([r.peak_memory_bytes for r in runs], 0, 2**-20) for runs in arms.values())],
-    ]
-    targets = {(str(r.target["metric"]), r.target.get("value")) for r in records if r.target.get("metric")}
-    if len(targets) == 1:
-        key, goal = targets.pop()
-        metric = next((m for m in (*spec.metrics, *spec.curves) if key in m.keys), None)
-        if metric is not None and isinstance(goal, (int, float)):
-            row = [f"steps to {metric.label} of {metric.number(goal)}{metric.unit}"]
-            for runs in arms.values():
-                steps = [r.target.get("steps") for r in runs]
-                reached = [float(s) for s in steps if s is not None]
-                row.append(_spread(reached, 0) if len(reached) == len(steps) else _partly(reached, len(steps)))
-            rows.append(row)
-    return markdown_table(["cost", *(arm_label(arm) for arm in arms)], rows)
+def gain_text(c: Compared) -> str:
+    """Gain with its repeated interval."""
+    v = c.verdict
+    if v.mean is None or not v.pairs:
+        return "–"
+    metric = signed(c.metric, v.mean)
+    text = metric.number(v.mean, signed=True)
+    return f"{text} [{times(metric, *v.interval).replace(' to ', ', ')}]" if v.interval else text
 
 
-def _partly(reached: Sequence[float], n: int) -> str:
-    others = f"; {_spread(reached, 0)}" if reached else ""
-    return f"not reached by {n - len(reached)} of {n}{others}"
+def _found(c: Compared) -> str:
+    detectable = c.detectable()
+    return "–" if detectable is None else c.metric.number(detectable)
 
 
-def notes(records: Sequence[Record]) -> list[str]:
-    """What a reader must know of these runs: divergence, collapse, few seeds, bad data left out."""
-    lines = []
-    for word, runs in (
-        ("Diverged", [r for r in records if r.diverged]),
-        ("**Collapsed codebook**", [r for r in records if r.collapsed]),
-        ("Run from a changed working tree", [r for r in records if r.dirty]),
-    ):
-        if runs:
-            names = ", ".join(f"{arm_label(r.arm)} seed {r.seed}" for r in runs)
-            lines.append(f"- {word}: {names}.")
-    problems: dict[str, set[int]] = {}
-    for r in records:
-        for kind, count in r.problems.items():
-            problems.setdefault(kind, set()).add(count)
-    words = [f"{kind} {_span(sorted(counts))}" for kind, counts in sorted(problems.items()) if any(counts)]
-    if words:
-        lines.append(f"- Bad items met in the data, by kind: {', '.join(words)}.")
-    seeds = {arm: [r.seed for r in runs] for arm, runs in by_arm(records).items()}
-    if len({tuple(s) for s in seeds.values()}) > 1:
-        words = [f"{arm_label(arm)} {', '.join(map(str, s))}" for arm, s in seeds.items()]
-        lines.append(f"- The arms have different seeds: {'; '.join(words)}.")
-    orders = {(r.seed, r.data_seed) for r in records}
-    mixed = sorted({seed for seed, _ in orders if sum(s == seed for s, _ in orders) > 1})
-    if mixed:
-        lines.append(f"- **Not paired: the data order differs between arms for seeds {', '.join(map(str, mixed))}.**")
-    return [*lines, ""] if lines else []
+GAIN = (
+    "A gain is positive where the arm named first is better. Its interval holds at all looks together (95%). "
+    "“Detectable” is "
+    "the difference that the last look finds with a chance of 90%."
+)
 
 
-def tuning_section(trials: Sequence[Record], runs: Sequence[Record], what: str) -> list[str]:
-    """The search space, every trial, and the value chosen for each arm."""
-    lines = ["### Tuning", ""]
-    if not trials:
-        return [*lines, "No tuning trials published yet.", ""]
-    try:
-        choices = choose(trials, f"the tuning table of {what}")
-    except MixedRecordsError:
-        raise
-    except AnalysisError as error:
-        return [*lines, f"No choice can be made: {error}", ""]
-    first = next(iter(choices.values()))
-    seeds = sorted({r.seed for r in trials})
-    lines += [
-        f"Objective: {first.metric} ({'lower' if first.mode == 'min' else 'higher'} is better), tuning seed "
-        f"{', '.join(map(str, seeds))}, {len(first.trials)} trials for each of {len(choices)} arms. "
-        "Chosen values are in bold.",
-        "",
-    ]
-    points = list(dict.fromkeys(t.point for c in choices.values() for t in c.trials))
-    points.sort(
-        key=lambda p: [(not isinstance(v, (int, float)), v if isinstance(v, (int, float)) else 0) for _, v in p]
-    )
+def headline(study: Study) -> Table:
+    """FAdam against AdamW and clipping on every task."""
     rows = []
-    for point in points:
-        row = [point_text(point)]
-        for choice in choices.values():
-            trial = next((t for t in choice.trials if t.point == point), None)
-            if trial is None:
-                row.append("–")
-                continue
-            diverged = sum(r.diverged for r in trial.records)
-            text = f"diverged ({diverged} of {len(trial.records)})" if diverged else f"{trial.value:.4f}"
-            row.append(f"**{text}** (chosen)" if trial is choice.best else text)
-        rows.append(row)
-    lines += markdown_table(["setting", *(arm_label(arm) for arm in choices)], rows)
-    for arm, choice in choices.items():
-        space = "; ".join(f"{key} in {{{space_words(choice, key)}}}" for key in choice.best.settings)
-        if choice.edges:
-            lines.append(f"- **{edge_words(choice)}**")
-        else:
-            best = point_text(choice.best.point)
-            lines.append(f"- {arm_label(arm)}: {best} lies inside the space ({space}).")
-        for key, value in choice.best.settings.items():
-            used = {setting_text(r.setting(key)) for r in runs if r.arm == arm} - {setting_text(value)}
-            if used:
-                lines.append(f"  - **The evaluation runs use {key} = {', '.join(sorted(used))} instead.**")
-    untuned = [arm_label(arm) for arm in by_arm(runs) if arm not in choices]
-    if untuned:
-        lines.append(f"- **Not tuned: {', '.join(untuned)}.**")
-    overlap = sorted({r.seed for r in runs} & set(seeds))
-    if overlap:
-        lines.append(f"- **Seeds used both for tuning and for evaluation: {', '.join(map(str, overlap))}.**")
-    if runs and trials[0].fingerprint != runs[0].fingerprint:
-        lines.append(f"- **Tuned on other data ({trials[0].fingerprint}) than evaluated ({runs[0].fingerprint}).**")
-    return [*lines, ""]
-
-
-def _sides(sample: Mapping[str, Any]) -> tuple[str, str]:
-    """What was given and what came out, of one sample."""
-    given = next((sample[k] for k in ("reference", "prompt") if k in sample), "")
-    made = next((sample[k] for k in ("hypothesis", "continuation", "text", "sample") if k in sample), "")
-    return _short(given), _short(made)
-
-
-def _short(text: Any) -> str:
-    words = " ".join(str(text).split())
-    return words if len(words) <= SAMPLE_LENGTH else words[:SAMPLE_LENGTH] + " ..."
-
-
-def samples_section(records: Sequence[Record], out: Path) -> list[str]:
-    """A few samples of one seed that the arms share, side by side, and the pictures kept with its runs."""
-    arms = by_arm(records)
-    shared = sorted(set.intersection(*({r.seed for r in runs} for runs in arms.values())))
-    if not shared:
-        return []
-    runs = {arm: next(r for r in group if r.seed == shared[0]) for arm, group in arms.items()}
-    by_id = {
-        arm: {
-            (str(s.get("split", "")), str(s.get("id", i))): _sides(s) for i, s in enumerate(r.samples) if any(_sides(s))
-        }
-        for arm, r in runs.items()
-    }
-    keys = list(dict.fromkeys(key for samples in by_id.values() for key in samples))[:SAMPLES]
-    lines = []
-    if keys:
-        rows = []
-        for key in keys:
-            sides = {arm: samples.get(key, ("", "–")) for arm, samples in by_id.items()}
-            given = next((g for g, _ in sides.values() if g), "–")
-            rows.append([key[0] or "–", given, *(made for _, made in sides.values())])
-        lines += markdown_table(["split", "reference or prompt", *(arm_label(arm) for arm in runs)], rows)
-    for arm, r in runs.items():
-        for name in r.artifacts:
-            if name.endswith(_PICTURES):
-                link = Path(os.path.relpath(r.path.parent / name, out)).as_posix()
-                lines += [f"{arm_label(arm)}:", "", f"![{arm_label(arm)}, seed {r.seed}: {name}]({link})", ""]
-    return [f"### Samples, seed {shared[0]}", "", *lines] if lines else []
-
-
-def provenance_section(runs: Sequence[Record], trials: Sequence[Record], out: Path) -> list[str]:
-    """Where each number comes from."""
-    records = [*runs, *trials]
-    lines = ["### Provenance", ""]
-    for fingerprint in dict.fromkeys(r.fingerprint for r in records):
-        names = sorted({data_words(r) for r in records if r.fingerprint == fingerprint})
-        lines.append(f"- Data: {'; '.join(names)}, `{fingerprint}`")
-    parameters = sorted({r.parameters for r in records if r.parameters is not None})
-    if parameters:
-        lines.append(f"- Parameters: {', '.join(f'{p:,}' for p in parameters)}")
-    for versions in dict.fromkeys(tuple(sorted(r.versions.items())) for r in records if r.versions):
-        lines.append(f"- Versions: {', '.join(f'{name} {version}' for name, version in versions)}")
-    lines += ["", "Commands:", "", "```"]
-    commands = list(dict.fromkeys(r.command for r in runs if r.command))
-    lines += [*(commands or ["(the records hold no command)"]), "```", ""]
-    rows = []
-    for r in sorted(records, key=lambda r: (r.purpose, r.arm, str(r.relative))):
-        link = Path(os.path.relpath(r.path, out)).as_posix()
-        rate = r.setting("optimizer.lr")
+    for c in main_comparisons(study):
+        n, p = c.verdict.pairs, c.protocol
         rows.append(
             [
-                arm_label(r.arm),
-                r.trial,
-                r.seed,
-                setting_text(rate) if rate is not None else "–",
-                r.steps,
-                "–" if r.step_time_s is None else f"{r.step_time_s * 1e3:.1f}",
-                "–" if r.wall_time_s is None else f"{r.wall_time_s / 60:.2f}",
-                ", ".join(part for part in (r.device, _threads(r.threads)) if part) or "–",
-                (r.commit or "–") + (" (changed)" if r.dirty else ""),
-                r.config_hash,
-                f"[record]({link})",
+                Cell(where(p.task, p.variant), href=f"tables/{p.task}.md"), c.metric.title,
+                mean_sd(c.metric, c.baseline[:n], False), mean_sd(c.metric, c.challenger[:n], False), gain_text(c),
+                word(verdict_word(c)), str(n), _found(c), c.metric.plain(p.matters),
             ]
+        )  # fmt: skip
+    header = (
+        "task", "measure", arm("adamw_clip").label, arm("fadam").label, "gain [interval]", "word", "pairs",
+        "detectable", "matters",
+    )  # fmt: skip
+    return _table("FAdam against AdamW with clipping", header, rows, GAIN)
+
+
+def claims(findings: Sequence[Finding]) -> Table:
+    """Every claim of the paper, and the word it has got at each place."""
+    rows, last = [], ""
+    for f in findings:
+        says = [f.claim.says, f.claim.marks] if f.claim.id != last else ["", ""]
+        rows.append([f.claim.id, *says, f.where, word(f.word), f.reading or "–"])
+        last = f.claim.id
+    header = ("claim", "the paper says", "mark", "asked here of", "word", "the claim")
+    return _table("The paper's claims", header, rows)
+
+
+def comparisons(study: Study, p: Protocol) -> Table:
+    """All declared comparisons of a study."""
+    rows = []
+    for c in (c for c in study.comparisons if c.protocol is p):
+        v = c.verdict
+        rows.append(
+            [
+                f"{c.comparison.id}: {arm(c.comparison.challenger).label} against {arm(c.comparison.baseline).label}",
+                gain_text(c), word(verdict_word(c)), f"{v.pairs} of {c.planned}",
+                f"{v.p_superior_holm:.2g}" if v.pairs else "–", f"{v.p_equivalent_holm:.2g}" if v.pairs else "–",
+                _found(c), str(c.pairs_needed() or "–"),
+            ]
+        )  # fmt: skip
+    metric = task(p.task).metric(p.metric.name)
+    header = (
+        "comparison", "gain [interval]", "word", "pairs", "p of a difference", "p of equivalence", "detectable",
+        "pairs it would take",
+    )  # fmt: skip
+    note = (
+        f"Measured by {metric.label}; {amount(metric, p.matters)} would matter. The p's are corrected for looking "
+        "several "
+        "times and for the family (Holm)."
+    )
+    return _table(f"Comparisons: {where(p.task, p.variant)}", header, rows, note, GAIN)
+
+
+def hidden(rows: pd.DataFrame, metric: Metric) -> bool:
+    """Whether a metric says too little to be shown, see `Metric.limit`."""
+    if not metric.table:
+        return True
+    if metric.limit is None or metric.limit[0] not in rows:
+        return False
+    best = rows.groupby("arm")[metric.limit[0]].mean().min()
+    return bool(best > metric.limit[1])
+
+
+def means(study: Study, p: Protocol) -> Table:
+    """Every recorded metric of every arm on the evaluation seeds."""
+    rows = study.evaluated(p)
+    arms = in_order(rows["arm"])
+    body = []
+    for metric in task(p.task).recorded(metric_keys(rows)):
+        if not hidden(rows, metric):
+            by_arm = [rows.loc[rows["arm"] == name, metric.key].to_numpy(dtype=float) for name in arms]
+            body.append([metric.title, *(mean_sd(metric, values) for values in by_arm)])
+    header = ("measure", *(arm(name, arms).label for name in arms))
+    return _table(f"Every measure: {where(p.task, p.variant)}", header, body, "Mean ± standard deviation over n seeds.")
+
+
+def bowls(found: Mapping[str, ArmBowl], p: Protocol) -> Table:
+    """What the learning rates gave for each main arm: how good at its best, and how easy to tune."""
+    metric = task(p.task).metric(p.tuning.name)
+
+    def text(value: float | None, ends: tuple[float, float] | None) -> str:
+        around = "" if ends is None else f" [{metric.number(ends[0])}, {metric.number(ends[1])}]"
+        return "–" if value is None else metric.number(value) + around
+
+    rows = []
+    for name, made in found.items():
+        b = made.found
+        ends = "" if b.width_interval is None else f" [{b.width_interval[0]:.1f}, {b.width_interval[1]:.1f}]"
+        rows.append(
+            [
+                arm(name).label, f"{b.rates[b.lowest or 0]:g}", text(b.best, b.best_interval),
+                f"{'≥ ' if b.open else ''}{b.width:.1f}{ends}", text(b.sensitivity, b.sensitivity_interval),
+                f"{len(b.rates)} of {max(made.planned, len(b.rates))}",
+            ]
+        )  # fmt: skip
+    note = (
+        f"By {metric.label} on the tuning seeds. Width: the factor between the learning rates within "
+        f"{amount(metric, p.matters)} of the best. Sensitivity: the mean excess over all rates. In brackets 95% "
+        "intervals "
+        "over seeds."
+    )
+    header = ("arm", "best rate", "best value", "width (factor)", "sensitivity", "rates run")
+    return _table(f"Learning rates: {where(p.task, p.variant)}", header, rows, note)
+
+
+def rates(study: Study, p: Protocol) -> Table:
+    """Mean over tuning seeds at every learning rate and weight decay that was tried."""
+    rows = study.table[(study.table["protocol"] == p.name) & (study.table["part"] == "tune")]
+    metric = task(p.task).metric(p.tuning.name)
+    if rows.empty:
+        return _table("Every rate tried", ("arm",), [])
+    steps = sorted(rows["lr"].unique())
+    body = []
+    chosen = study.tuned[p.name]
+    for name in in_order(rows["arm"]):
+        mine = rows[rows["arm"] == name]
+        for decay in sorted(mine["weight_decay"].unique()):
+            cells = []
+            for lr in steps:
+                values = mine.loc[(mine["lr"] == lr) & (mine["weight_decay"] == decay), metric.key].to_numpy(
+                    dtype=float
+                )
+                text = "" if not len(values) else mean_sd(metric, values, False).split(" ±")[0]
+                mine_is = name in chosen and (rate(chosen[name].step), chosen[name].weight_decay) == (lr, decay)
+                cells.append(Cell(text, kind="good" if mine_is else ""))
+            body.append([arm(name, rows["arm"]).label, f"{decay:g}", *cells])
+    note = f"{metric.title}, mean over the tuning seeds. Marked: the chosen settings."
+    return _table(
+        f"Every rate tried: {where(p.task, p.variant)}",
+        ("arm", "weight decay", *(f"{lr:g}" for lr in steps)),
+        body,
+        note,
+    )
+
+
+def grid(study: Study, name: str) -> Table:
+    """Claim C4: what each arm gains or loses against its own result at epsilon 1e-8 and unscaled gradients."""
+    p = study.planners[name].protocol
+    points = study.grids[name][0]
+    metric = task(p.task).metric(p.metric.name)
+    eps = sorted({q.eps for q in points}, reverse=True)
+    by = {(q.arm, q.precision, q.scale, q.eps): q for q in points}
+    rows = []
+    for arm_name, precision, scale in dict.fromkeys((q.arm, q.precision, q.scale) for q in points):
+        cells = []
+        for e in eps:
+            q = by.get((arm_name, precision, scale, e))
+            cells.append("" if q is None else "same" if q.same else metric.number(float(q.gains.mean()), signed=True))
+        rows.append([arm(arm_name).label, precision.removesuffix("-true"), f"{scale:.2g}", *cells])
+    header = ("arm", "precision", "gradients times", *(f"eps {e:g}" for e in eps))
+    note = (
+        f"Gain in {metric.label} against the same arm at epsilon 1e-8 and scale 1; “same”: equal to the last bit. "
+        f"{amount(metric, p.matters)} would matter."
+    )
+    return _table(f"Epsilon and the scale of the gradients: {where(p.task, p.variant)}", header, rows, note)
+
+
+def ladder(study: Study) -> Table:
+    """The gain at each size of language model."""
+    rows = []
+    for size, c in study.ladder.sizes if study.ladder else ():
+        metric = c.metric
+        n = c.verdict.pairs
+        rows.append(
+            [
+                f"{size:g} M", mean_sd(metric, c.baseline[:n], False), mean_sd(metric, c.challenger[:n], False),
+                gain_text(c), f"{n} of {c.planned}",
+            ]
+        )  # fmt: skip
+    header = ("parameters", arm("adamw_clip").label, arm("fadam").label, "gain [interval]", "pairs")
+    return _table("Language models of four sizes", header, rows, "Test bits per byte ↓. No word rests on one size.")
+
+
+def context(study: Study, p: Protocol) -> Table:
+    """The optimizers that are shown beside the study's, on the same seeds."""
+    mine = [c for c in study.contexts if c.protocol is p]
+    mains = list(dict.fromkeys(name for c in mine for name in c.gains))
+    rows = []
+    for c in mine:
+        cells = []
+        for name in mains:
+            found = interval(c.gains.get(name, np.empty(0)))
+            cells.append("–" if found is None else _interval(c.metric, *found))
+        rows.append([arm(c.arm).label, mean_sd(c.metric, c.values), *cells])
+    header = ("optimizer", task(p.task).metric(p.metric.name).title, *(f"gain over {arm(n).label}" for n in mains))
+    return _table(
+        "Other optimizers, tuned alike with fewer seeds", header, rows,
+        "95% t intervals of paired gains. They are part of no verdict.",
+    )  # fmt: skip
+
+
+def _interval(metric: Metric, mean: float, low: float, high: float) -> str:
+    metric = signed(metric, mean)
+    return f"{metric.number(mean, signed=True)} [{metric.number(low, signed=True)}, {metric.number(high, signed=True)}]"
+
+
+def costs(study: Study, p: Protocol) -> Table:
+    """What a run takes, by arm."""
+    rows = study.table[(study.table["protocol"] == p.name) & (study.table["part"] != "epsilon")]
+    body = []
+    for name in in_order(rows["arm"]):
+        mine = rows[rows["arm"] == name]
+        numbers = [mine[k].median() for k in ("minutes", "step_ms", "memory_gb")]
+        cells = ["–" if math.isnan(v) else f"{v:.{d}f}" for v, d in zip(numbers, (1, 0, 2), strict=True)]
+        body.append([arm(name, rows["arm"]).label, str(len(mine)), *cells])
+    note = "Medians. Runs were made two at a time on a busy machine: times tell what it took, not which step is faster."
+    header = ("arm", "runs", "minutes a run", "ms a step", "memory (GB)")
+    return _table(f"What a run takes: {where(p.task, p.variant)}", header, body, note)
+
+
+def paper(study: Study, book: Paper, name: str) -> Table:
+    """What others report, beside the arms here."""
+    entry = task(name)
+    references = book.of(name)
+    keys = [m.key for m in entry.recorded(key for r in references for key in r.values)]
+    rows = []
+    for r in references:
+        values = [f"{r.values[k]:.2f}" if k in r.values else "–" for k in keys]
+        rows.append([r.name, OPTIMIZERS[r.optimizer], *values, f"{r.setting} [{r.mark}] {r.source}"])
+    for p in study.of_task(name) if references else ():
+        evaluated = study.evaluated(p)
+        for arm_name in ("adamw_clip", "fadam"):
+            mine = evaluated[evaluated["arm"] == arm_name]
+            if len(mine):
+                values = [
+                    mean_sd(entry.metric(k), mine[k].to_numpy(dtype=float), False) if k in mine else "–" for k in keys
+                ]
+                rows.append(["here", arm(arm_name).label, *values, f"{len(mine)} seeds; {entry.caveat}"])
+    marks = "; ".join(f"[{mark}] {words}" for mark, words in book.marks.items())
+    note = f"The paper's own Adam is not known to us. {marks}."
+    labels = [entry.metric(k).label if k in entry.metrics else k for k in keys]
+    return _table(
+        f"Reported by others: {entry.title}", ("system", "optimizer", *labels, "setting and source"), rows, note
+    )
+
+
+def pilot(found: Sequence[Pilot]) -> Table:
+    """The runs made before a study was declared: how much noise a minute buys."""
+    rows = []
+    for q in found:
+        metric = task(q.task).metric(q.metric)
+        arms = "; ".join(f"{arm(name).label} {mean_sd(metric, values)}" for name, values in q.values.items())
+        sd = "–" if q.sd is None else metric.number(q.sd)
+        product = "–" if q.product is None else f"{q.product:.3g}"
+        rows.append([task(q.task).title, q.label, arms, f"{q.minutes:.1f}", str(q.pairs or "–"), sd, product])
+    header = ("task", "settings", "arms", "minutes a run", "pairs", "sd of a pair", "variance x minutes")
+    note = (
+        "Seeds from 1001, which no study uses. The smaller variance x minutes, the fewer minutes decide a comparison."
+    )
+    return _table("The pilot", header, rows, note)
+
+
+THEORY_PAIRS = {
+    "moment_empirical": "Adam's second moment over the empirical FIM",
+    "frozen_empirical": "squared batch gradients now over the empirical FIM",
+    "empirical_true": "empirical FIM over the true FIM",
+}
+THEORY_WORDS = (
+    "The empirical FIM is the mean squared gradient of one sample. The square of a batch's mean gradient is not: "
+    "where the "
+    "mean is small against the noise, it is the empirical FIM divided by the batch size. That is one factor for all "
+    "parameters, so it changes the size of the metric and not its shape, and the correlation stays high. Early on and "
+    "with "
+    "large batches the mean counts, and the shape differs too.",
+    "The empirical FIM is the true one where the model's distribution fits the data. The categorical likelihood gets "
+    "there "
+    "by itself. Under a Gaussian the two differ by the squared size of the residuals over sigma squared: they agree "
+    "only "
+    "late, and only if sigma is that of the noise.",
+)
+
+
+def theory(content: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
+    """Every case of the study of the Fisher information (FIM: Fisher information matrix)."""
+    rows = []
+    for case in content["cases"]:
+        cells = [titles.get(case["likelihood"], case["likelihood"]), str(case["batch"]), str(case["step"])]
+        for numbers in (case[pair] for pair in THEORY_PAIRS):
+            cells += [f"{numbers['ratio']:.3g} [{numbers['low']:.3g}, {numbers['high']:.3g}]"]
+            cells += [f"{numbers['correlation']:.3f}"]
+        rows.append(cells)
+    header = ["likelihood", "batch", "step"]
+    for words in THEORY_PAIRS.values():
+        header += [f"{words}: median ratio [quartiles]", "correlation of logarithms"]
+    return _table("Adam's second moment and the Fisher information", header, rows)
+
+
+def plain(study: Study, name: str) -> Table:
+    """Comparisons that no study declared, such as those of another scale."""
+    rows = []
+    for q in plain_pairs(study.table, study.protocols):
+        if q.task != name:
+            continue
+        metric = task(q.task).metric(q.metric)
+        found = interval(q.gains)
+        gain = "–" if found is None else _interval(metric, *found)
+        place = ", ".join(part for part in (q.scale, variant(q.variant) if q.variant else "") if part)
+        rows.append(
+            [place, metric.title, mean_sd(metric, q.baseline), mean_sd(metric, q.challenger), gain, str(len(q.gains))]
         )
-    header = ["arm", "trial", "seed", "lr", "steps", "ms a step", "minutes", "device", "commit", "config", "file"]
-    return lines + markdown_table(header, rows)
-
-
-def page(spec: TaskSpec, records: Sequence[Record], paper: Paper, out: Path) -> str:
-    """The Markdown page of one task.
-
-    Args:
-        records: of this task; a study has tables of its own (`study_tables`), and smoke runs are not shown.
-        out: folder of the page, from which links go.
-
-    Raises:
-        MixedRecordsError: evaluation records of two data sets or configurations.
-    """
-    records = [r for r in records if r.task == spec.name and r.scale in COMPARED]
-    lines = [
-        f"# {spec.title}: FAdam against Adam",
-        "",
-        f"Generated by `python -m experiments.analysis.tables {spec.name}` from the published records and "
-        "`results/paper.yaml`; not to be edited.",
-        "",
-        *paper_section(spec, paper),
-    ]
-    runs, trials = evaluation(records), select(records, purpose="tune")
-    if not runs and not trials:
-        return "\n".join([*lines, "## Ours", "", "No published records yet."]) + "\n"
-    if runs:
-        lines += [f"![Curves](../figures/{spec.name}_curves.png)", ""]
-    if trials:
-        lines += [f"![Tuning](../figures/{spec.name}_tuning.png)", ""]
-    if any(name.endswith(_PICTURES) for r in runs for name in r.artifacts):
-        lines += [f"![Originals and reconstructions](../figures/{spec.name}_reconstructions.png)", ""]
-    for scale, variant in sections([*runs, *trials]):
-        here = select(runs, scale=scale, variant=variant)
-        tried = select(trials, scale=scale, variant=variant)
-        what = f"{spec.name} {scale}" + (f" {variant}" if variant else "")
-        check_one_kind(here, f"the table of {what}")
-        lines += [f"## Ours, scale `{scale}`" + (f", `{variant}`" if variant else ""), ""]
-        lines += [f"{scale_in_words(here or tried, spec)}.", ""]
-        if here:
-            lines += comparison_table(here, spec, paper) + notes(here) + cost_table(here, spec)
-        else:
-            lines += ["No published evaluation records yet.", ""]
-        lines += tuning_section(tried, here, what)
-        if here:
-            lines += samples_section(here, out)
-        lines += provenance_section(here, tried, out)
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.analysis.tables", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("tasks", nargs="*", metavar="task", help="asr, llm, vqvae or all (default: all)")
-    parser.add_argument("--runs", default="results/runs", help="root of the records (default: results/runs)")
-    parser.add_argument("--paper", default=str(DEFAULT), help=f"the paper's numbers (default: {DEFAULT})")
-    parser.add_argument("--out", default="results/tables", help="folder of the tables (default: results/tables)")
-    options = parser.parse_args(argv)
-    one_line_warnings()
-    try:
-        names = task_names(options.tasks)
-        paper, records, out = load_paper(options.paper), load_records(options.runs), Path(options.out)
-        pages = {name: page(task_spec(name), records, paper, out) for name in names}
-    except AnalysisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for name, text in pages.items():
-        write_text(out / f"{name}.md", text)
-        print(f"wrote {out / f'{name}.md'}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    header = ("scale", "measure", arm("adamw_clip").label, arm("fadam").label, "gain [95% t interval]", "pairs")
+    note = "Made outside the study, by `make reproduce-...`: no word rests on these."
+    return _table(f"Other scales: {task(name).title}", header, rows, note)

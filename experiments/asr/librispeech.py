@@ -146,6 +146,11 @@ def read_split(root: str | Path, split: str, cache_dir: str | Path | None = None
         DataError: the root or the split is missing, or the cache cannot be written.
     """
     root = Path(root)
+    if not root.is_dir() and _LIBRISPEECH_TRAINING(split):
+        raise DataError(
+            f"no LibriSpeech at {root}: data.download=true fetches it, `make data-asr SCALE=gpu` does so ahead of a "
+            "run, or name your copy's folder with data.root"
+        )
     if not root.is_dir():
         raise DataError(
             f"no speech data at {root}: make it with `make data-asr` or "

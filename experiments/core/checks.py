@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from typing import Any
 
 from omegaconf import DictConfig
 
+from experiments.core.catalogue import SCALES
 from experiments.core.errors import ConfigError
+from experiments.core.records import PURPOSES
 
-SCALES = ("smoke", "study", "cpu", "gpu", "paper")
 RESUME = ("auto", "never")
 NON_FINITE = ("keep", "error", "skip")
-PURPOSES = ("eval", "tune", "pilot")
 MODES = ("min", "max")
 LARGEST_SEED = 2**32 - 1
 # Parts of the name of a record: what is written elsewhere is in no table.
@@ -51,7 +52,7 @@ def check_choices(cfg: DictConfig) -> None:
         _name(name, cfg[name])
     if cfg.variant != "":
         _name("variant", cfg.variant)
-    _one_of("scale", SCALES, cfg.scale)
+    _one_of("scale", tuple(SCALES), cfg.scale)
     _one_of("purpose", PURPOSES, cfg.purpose)
     _one_of("nonfinite_gradients", NON_FINITE, cfg.nonfinite_gradients)
     _one_of("resume", RESUME, cfg.resume)
@@ -72,3 +73,16 @@ def check_choices(cfg: DictConfig) -> None:
             _refuse(f"{name}.metric", "the name of a metric", cfg[name].metric)
     if not isinstance(cfg.target.value, (int, float, type(None))):
         _refuse("target.value", "a number or null", cfg.target.value)
+
+
+def check_launcher(target: str) -> None:
+    """Refuse to send jobs to SLURM from where there is none.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if target.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+        raise ConfigError(
+            "hydra/launcher=slurm sends runs to SLURM, and this machine has no srun: start it on a login node of the "
+            "cluster, or leave the option out to run here"
+        )

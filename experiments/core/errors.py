@@ -15,6 +15,10 @@ class ConfigError(UserError, ValueError):
     """An option has a value that is not allowed. The message names the option, the value and the choices."""
 
 
+class AnalysisError(UserError):
+    """Something that the tables and figures are made from is missing or not as it must be. The message names it."""
+
+
 class StorageError(UserError):
     """A file cannot be written. The message names it and the reason."""
 

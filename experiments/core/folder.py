@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from experiments.core import record as rec
+from experiments.core import records as rec
 from experiments.core.checkpoint import BEFORE, LAST
 from experiments.core.errors import ConfigError
 from experiments.core.files import write_whole
@@ -122,7 +122,7 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """The run's own record, if there is one."""
-        found = rec.read_record(self.record)
+        found = rec.read_json(self.record)
         return found if found is not None and Identity.of_record(found) == self.identity else None
 
     @contextlib.contextmanager
@@ -151,7 +151,7 @@ class RunFolder:
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
             return
-        holder = rec.read_record(self._holder) or {}
+        holder = rec.read_json(self._holder) or {}
         if holder.get("host") == socket.gethostname() and not _alive(holder.get("pid")):
             with contextlib.suppress(Timeout):
                 lock.acquire(timeout=WORKERS_END_S)
@@ -173,7 +173,7 @@ class RunFolder:
         Raises:
             ConfigError: another configuration has a record or a checkpoint here. Names the keys that differ.
         """
-        record = rec.read_record(self.record)
+        record = rec.read_json(self.record)
         if record is not None and not overwrite:
             other = Identity.of_record(record)
             if other != self.identity:

@@ -1,4 +1,4 @@
-"""Weights & Biases, online where that is possible and offline where it is not; nothing depends on it."""
+"""Weights & Biases, online where that is possible and offline where it is not, and TensorBoard; no run needs them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
@@ -60,7 +61,7 @@ def wandb_mode(mode: str) -> str:
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
-        # "dryrun" is an old word for it, which Lightning sets once a run is offline.
+        # "dryrun" is an old word for it.
         chosen = os.environ["WANDB_MODE"]
         return "offline" if chosen == "dryrun" else chosen
     try:
@@ -98,6 +99,8 @@ class OptionalWandbLogger(WandbLogger):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        # Lightning names this setting, and W&B warns of everybody who does: it has no effect any more.
+        self._wandb_init.pop("anonymous", None)
         self.lost = False
 
     def lose(self, error: Exception) -> None:
@@ -138,7 +141,24 @@ def wandb_logger(mode: str = "auto", **options: Any) -> OptionalWandbLogger:
     os.makedirs(options.get("save_dir") or ".", exist_ok=True)
     found = wandb_mode(mode)
     # A run of its own, so that one that was lost is not taken for the next one of a sweep in this process.
-    return OptionalWandbLogger(offline=found == "offline", mode=found, reinit="create_new", **options)
+    # Lightning's own `offline` would change the environment, and W&B warns that it has read that already.
+    return OptionalWandbLogger(mode=found, reinit="create_new", **options)
+
+
+def tensorboard_logger(**options: Any) -> Logger:
+    """Lightning's `TensorBoardLogger`; `options` are its own.
+
+    Raises:
+        ConfigError: the package that it needs is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise ConfigError(
+            "logger=tensorboard needs the package tensorboard: install it with `pip install tensorboard`, or take "
+            "logger=csv or logger=wandb"
+        )
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(**options)
 
 
 def log_samples(loggers: list[Logger], samples: list[dict[str, Any]]) -> None:

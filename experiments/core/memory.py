@@ -208,7 +208,9 @@ def _answer(sender: Connection, *words: Any) -> None:
 def _count(
     build: Callable[[], TaskModule], data: DictConfig, shards: int, gather: Gather, autocast: bool, recompute: bool
 ) -> list[Part]:
-    with FakeTensorMode(), torch.device("cuda"), warnings.catch_warnings():
+    # Compiled for a GPU, a model would need one.
+    eager = torch.compiler.set_stance("force_eager")
+    with FakeTensorMode(), torch.device("cuda"), eager, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by torchmetrics
         module = build()
         layout: Layout = module.model.layout()  # type: ignore[operator]

@@ -22,6 +22,8 @@ STEPS_PER_DECADE = 5
 
 Mode = Literal["min", "max"]
 Pool = Literal["decoupled", "natural"]
+# A run that is not planned in full yet, by study, what it is of, and a number.
+Key = tuple[str, str, int]
 
 
 def rate(step: int) -> float:
@@ -196,6 +198,48 @@ class Protocol:
             )
 
 
+@dataclass(frozen=True)
+class Run:
+    """One planned run.
+
+    Attributes:
+        settings: dotted keys of the config and their values; a record with others is not this run's.
+        choices: config groups, such as `vary=gradient_scale`.
+    """
+
+    protocol: str
+    stage: str
+    task: str
+    scale: str
+    experiment: str
+    arm: str
+    variant: str
+    trial: str
+    seed: int
+    purpose: str
+    settings: tuple[tuple[str, Any], ...]
+    choices: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def record(self) -> Path:
+        """Path of its record inside a folder of runs."""
+        stem = "-".join(part for part in (self.variant, self.trial, f"s{self.seed}") if part)
+        return Path(self.task) / self.scale / self.arm / f"{stem}.json"
+
+    @property
+    def key(self) -> Key:
+        """What it was called while it was to come; runs of a comparison go by arm and seed."""
+        return self.protocol, self.arm if self.trial.endswith("main") else str(self.record), self.seed
+
+    @property
+    def words(self) -> list[str]:
+        """The words for `experiments.train`."""
+        return [
+            f"experiment={self.experiment}", f"optimizer={self.arm}", f"seed={self.seed}", f"trial={self.trial}",
+            f"purpose={self.purpose}", *(f"{key}={value}" for key, value in (*self.choices, *self.settings)),
+        ]  # fmt: skip
+
+
 def _built(kind: Any, value: Any, where: str) -> Any:
     """`value`, as YAML gives it, as an object of `kind`.
 
@@ -210,8 +254,9 @@ def _built(kind: Any, value: Any, where: str) -> Any:
         names = {f.name for f in fields(kind)}
         if unknown := sorted(set(value) - names):
             raise ConfigError(f"{where} has no {', '.join(unknown)}; its keys are {', '.join(sorted(names))}")
+        make: Any = kind
         try:
-            return kind(**{key: _built(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+            return make(**{key: _built(hints[key], item, f"{where}.{key}") for key, item in value.items()})
         except TypeError as error:
             raise ConfigError(f"{where}: {error}") from None
     if type(None) in arguments:

@@ -25,16 +25,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import loggers as log
-from experiments.core import record as rec
+from experiments.core import provenance, stopping
+from experiments.core import records as rec
 from experiments.core import resolvers as resolvers
-from experiments.core import stopping
 from experiments.core.callbacks import History, NonFiniteGradients, everyones, has_nan, is_evaluation
 from experiments.core.checkpoint import WholeFiles
 from experiments.core.checks import check_choices
-from experiments.core.choices import CONFIGS
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError, UserError
 from experiments.core.folder import CarryIdentity, Identity, RunFolder, rank_zero_print
+from experiments.core.length import fit_length
 from experiments.core.module import TaskModule
 from experiments.core.optim import path_taken
 
@@ -169,10 +169,22 @@ def untuned(cfg: DictConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
 
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    name = f"{cfg.experiment_name}-{cfg.arm}.yaml"
-    if cfg.purpose != "eval" or (CONFIGS / "tuned" / name).exists() or any("optimizer.lr=" in word for word in given):
+    if cfg.purpose != "eval" or cfg.arm in cfg.tuned or any("optimizer.lr=" in word for word in given):
         return ""
-    return f"no learning rate was tuned for it (configs/tuned/{name} is missing), so {cfg.optimizer.lr} is a guess"
+    where = f"configs/tuned/{cfg.experiment_name}.yaml"
+    return f"no learning rate was tuned for it ({where} has no {cfg.arm}), so {cfg.optimizer.lr} is a guess"
+
+
+def check_gpu(cfg: DictConfig) -> None:
+    """Refuse a run on a GPU where there is none, before any data are fetched.
+
+    Raises:
+        ConfigError: naming what does without.
+    """
+    if cfg.trainer.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{cfg.experiment_name} wants a CUDA GPU, and this machine has none: take experiment={cfg.task}_cpu"
+        )
 
 
 @contextlib.contextmanager
@@ -191,7 +203,10 @@ def ended_by_signals(trainer: Trainer) -> Iterator[None]:
 
 def execute(cfg: DictConfig) -> dict[str, Any]:
     """Train, test, write the record. A run whose record exists, for this config and these data, is not repeated."""
+    if changed := fit_length(cfg):
+        rank_zero_print(f"{cfg.label}: {changed}")
     check_choices(cfg)
+    check_gpu(cfg)
     torch.set_num_threads(cfg.threads)
     torch.set_float32_matmul_precision("high")
     quiet_lightning()
@@ -250,7 +265,7 @@ def fit_and_test(
 ) -> dict[str, Any]:
     """Trains on from `checkpoint`, tests, and writes the record."""
     started = datetime.datetime.now(datetime.timezone.utc)
-    code, dirty = rec.commit()
+    code, dirty = provenance.commit()
     config = dict(folder.identity.config)
     history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
     gradients = [c for c in trainer.callbacks if isinstance(c, NonFiniteGradients)]  # type: ignore[attr-defined]
@@ -303,10 +318,10 @@ def fit_and_test(
         "problems": data.problems,
         "samples": samples,
         "artifacts": [Path(p).name for p in artifacts],
-        "versions": rec.versions(),
+        "versions": provenance.versions(),
         "commit": code,
         "dirty": dirty,
-        "device": rec.device_name(trainer.strategy.root_device.type),
+        "device": provenance.device_name(trainer.strategy.root_device.type),
         "threads": cfg.threads,
         "command": command(),
         "started": started.isoformat(timespec="seconds"),

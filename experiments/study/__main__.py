@@ -2,10 +2,12 @@
 
     python -m experiments.study run                  # all studies, two runs at a time
     python -m experiments.study run llm asr --jobs 1 --minutes 50
-    python -m experiments.study status               # what is done, missing, and the hours left
+    python -m experiments.study status               # what is published, done here, due, and the hours left
+    python -m experiments.study status llm           # the same of each stage of a study
     python -m experiments.study plan llm             # every run that is due, as commands
     python -m experiments.study tuned                # write what was chosen into configs/tuned
-    python -m experiments.study publish              # copy the planned runs' records into results/runs
+    python -m experiments.study choose llm_gpu       # choose from the runs of `make tune-llm SCALE=gpu`
+    python -m experiments.study publish              # copy finished records into results/runs
 
 Each run is `python -m experiments.train` with the words that `plan` prints. What has a record is not run again; what
 was interrupted goes on. A run that fails is tried once more after the others, and then named. Ctrl-C ends; the same
@@ -15,6 +17,7 @@ command goes on with what is missing.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -23,19 +26,21 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.analysis.comparisons import decider
 from experiments.core.errors import UserError
-from experiments.core.protocol import names, protocol
-from experiments.study.plan import Planner, Run, plan_all, wanted
+from experiments.core.plan import Planner, plan_all, wanted
+from experiments.core.protocol import Run, names, protocol
+from experiments.core.records import Records
+from experiments.study.choose import choose_experiment
 from experiments.study.pool import Pool
 from experiments.study.publish import publish
-from experiments.study.results import Results
-from experiments.study.settle import decider, write_tuned
-from experiments.study.status import duration, show
+from experiments.study.settle import write_tuned
+from experiments.study.status import counts, show, time_left
 
 ATTEMPTS = 2
 
 
-def planners(studies: Sequence[str], results: Results) -> list[Planner]:
+def planners(studies: Sequence[str], results: Records) -> list[Planner]:
     """A planner for each study. Families of comparisons reach over all declared studies, not only over `studies`."""
     everything = {name: protocol(name) for name in dict.fromkeys([*names(), *studies])}
     decided = decider(list(everything.values()), results)
@@ -46,7 +51,7 @@ def words(run: Run, runs: Path, more: Sequence[str]) -> list[str]:
     return [*run.words, "progress=line", "logger=none", f"paths.runs_dir={runs.resolve()}", *more]
 
 
-def run_all(options: argparse.Namespace, results: Results) -> int:
+def run_all(options: argparse.Namespace, results: Records) -> int:
     """Make runs until none is missing, or time is up."""
     found = planners(options.studies, results)
     until = time.monotonic() + 60 * options.minutes if options.minutes else None
@@ -77,8 +82,9 @@ def run_all(options: argparse.Namespace, results: Results) -> int:
             else:
                 done += 1
                 failures.pop(run.record, None)
-                left = len(list(wanted(plan_all(found), results)))
-                print(f"{done} done, {left} due: {run.protocol}, {run.stage}: {run.record}", flush=True)
+                stages = plan_all(found)
+                due, left = len(list(wanted(stages, results))), time_left(counts(stages, results), options.jobs)
+                print(f"{done} done, {due} due: {run.protocol}, {run.stage}: {run.record}; {left}", flush=True)
     finally:
         pool.close()
     for record, failure in failures.items():
@@ -89,8 +95,8 @@ def run_all(options: argparse.Namespace, results: Results) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("command", choices=("run", "status", "plan", "tuned", "publish"))
-    parser.add_argument("studies", nargs="*", help=f"default: all, {', '.join(names())}")
+    parser.add_argument("command", choices=("run", "status", "plan", "tuned", "choose", "publish"))
+    parser.add_argument("studies", nargs="*", help=f"default: all, {', '.join(names())}; choose: experiments")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
     parser.add_argument(
@@ -103,30 +109,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", nargs="+", default=[], dest="words", metavar="key=value", help="Hydra overrides for every run"
     )
     options = parser.parse_intermixed_args(argv)
-    options.studies = options.studies or names()
+    if options.command == "choose" and not options.studies:
+        parser.error("choose needs an experiment, such as llm_gpu")
+    named, options.studies = bool(options.studies), options.studies or names()
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    results = Results([options.runs, options.published])
+    results = Records([options.runs, options.published])
     try:
         if options.command == "run":
             return run_all(options, results)
+        if options.command == "choose":
+            for experiment in options.studies:
+                print("\n".join(choose_experiment(experiment, options.runs)))
+            return 0
         found = planners(options.studies, results)
         if options.command == "status":
-            show(plan_all(found), results, options.jobs)
+            show(plan_all(found), results, options.jobs, published=options.published, details=named)
         elif options.command == "publish":
-            published = publish(plan_all(found), options.runs, options.published)
+            published = publish(plan_all(found), [f.protocol for f in found], options.runs, options.published)
             for line in published.refused:
                 print(f"refused: {line}", file=sys.stderr)
             print(
                 f"{published.copied} records published, {published.kept} were there, {len(published.refused)} refused"
             )
         elif options.command == "tuned":
-            for path in write_tuned(found, results):
+            for path in write_tuned(found):
                 print(f"wrote {path}")
         else:
             for run in wanted(plan_all(found), results):
                 print(shlex.join(["python", "-m", "experiments.train", *run.words]))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has enough, such as `head`. The interpreter would flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -135,8 +151,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     return 0
 
-
-__all__ = ["duration", "main"]
 
 if __name__ == "__main__":
     raise SystemExit(main())

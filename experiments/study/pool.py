@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from experiments.study.plan import Run
+from experiments.core.protocol import Run
 
 
 def perform(words: Sequence[str]) -> str:

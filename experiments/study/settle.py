@@ -1,76 +1,44 @@
-"""What the results decide: when a comparison may stop, and which settings `configs/tuned` names."""
+"""Which settings `configs/tuned` names: one file an experiment, which `experiments.train` reads by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.analysis.families import Comparison as Looked
-from experiments.analysis.families import judge
-from experiments.analysis.looks import paired
-from experiments.core.protocol import Comparison, Protocol
-from experiments.study.plan import CONFIGS, Planner, Tuned
-from experiments.study.results import Results
+import yaml
+
+from experiments.core.catalogue import in_order
+from experiments.core.files import write_whole
+from experiments.core.plan import CONFIGS, Planner
+
+TUNED = CONFIGS / "tuned"
 
 
-def looked_at(planner: Planner, comparison: Comparison, tuned: dict[str, Tuned]) -> Looked:
-    """The pairs of a comparison that are there, in the order of the seeds, up to the first that is missing."""
-    metric, arms = planner.protocol.metric, (comparison.challenger, comparison.baseline)
-    values: tuple[list[float], list[float]] = ([], [])
-    if set(arms) <= set(tuned):
-        most = comparison.looks[-1]
-        runs = [planner.evaluation(arm, tuned[arm], most, "") for arm in arms]
-        for pair in zip(*runs, strict=True):
-            found = [planner.result(run) for run in pair]
-            if any(result is None for result in found):
-                break
-            for of_arm, result in zip(values, found, strict=True):
-                assert result is not None
-                of_arm.append(result.value(metric))
-    return Looked(paired(*values, metric.mode), comparison.looks, planner.protocol.matters)
+def write_settings(experiment: str, by: str, chosen: Mapping[str, Mapping[str, float]], folder: Path = TUNED) -> Path:
+    """Put the settings of some arms, such as {"fadam": {"lr": 0.002}}, into an experiment's file; other arms stay.
 
-
-def decider(protocols: Sequence[Protocol], results: Results) -> Callable[[Comparison, int], bool]:
-    """Tells whether a comparison is decided on the pairs that are there.
-
-    Its whole family is asked, over all studies: Holm's correction depends on the others. What is decided stays decided.
+    Args:
+        by: the command that chose them.
     """
-    planners = [Planner(p, results, lambda *_: False) for p in protocols]
-
-    def decided(comparison: Comparison, pairs: int) -> bool:
-        family, mine = {}, ""
-        for planner in planners:
-            tuned: dict[str, Tuned] | None = None
-            for other in planner.protocol.comparisons:
-                if other.family != comparison.family:
-                    continue
-                tuned = planner.tuned() if tuned is None else tuned
-                key = f"{planner.protocol.name} {other.id}"
-                family[key] = looked_at(planner, other, tuned)
-                mine = key if other is comparison else mine
-        return judge(family)[mine].word != "undecided"
-
-    return decided
+    path = folder / f"{experiment}.yaml"
+    there = yaml.safe_load(path.read_text(encoding="utf-8"))["tuned"] if path.is_file() else {}
+    settings = {**there, **chosen}
+    lines = ["# @package _global_", f"# Written by: {by}", "tuned:"]
+    for arm in in_order(settings):
+        lines.append(f"  {arm}: {{{', '.join(f'{key}: {value:g}' for key, value in settings[arm].items())}}}")
+    write_whole(path, "\n".join(lines) + "\n")
+    return path
 
 
-def write_tuned(planners: Sequence[Planner], results: Results) -> list[Path]:
-    """Write what is chosen so far, one file for each experiment and arm, which `experiments.train` reads by itself."""
-    from experiments.core.files import write_whole
-
+def write_tuned(planners: Sequence[Planner], folder: Path = TUNED) -> list[Path]:
+    """Write what the studies have chosen so far. Studies of another size than the experiment's are left out."""
     written = []
     for planner in planners:
         p = planner.protocol
-        if p.prefix:
-            continue
-        for arm, tuned in planner.tuned().items():
-            path = CONFIGS / "tuned" / f"{p.experiment}-{arm}.yaml"
-            lines = [
-                "# @package _global_",
-                f"# Written by: python -m experiments.study tuned {p.name}",
-                f"# Chosen as configs/study/{p.name}.yaml declares, by {p.tuning.name} on its tuning seeds.",
-                "optimizer:",
-                *(f"  {key.removeprefix('optimizer.')}: {value:g}" for key, value in tuned.settings),
-            ]
-            write_whole(path, "\n".join(lines) + "\n")
-            written.append(path)
+        chosen = {
+            arm: {key.removeprefix("optimizer."): float(value) for key, value in tuned.settings}
+            for arm, tuned in planner.tuned().items()
+        }
+        if chosen and not p.prefix:
+            written.append(write_settings(p.experiment, f"python -m experiments.study tuned {p.name}", chosen, folder))
     return written

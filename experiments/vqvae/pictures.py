@@ -1,6 +1,6 @@
 """Pictures that belong beside a run record.
 
-`reconstruction_picture` writes a grid that `experiments.analysis.pictures` takes apart again: its layout stands in the
+`reconstruction_picture` writes a grid that `experiments.analysis.samples` takes apart again: its layout stands in the
 PNG's text fields `tile`, `gap`, `columns` and `rows` (names from top to bottom, separated by commas).
 """
 

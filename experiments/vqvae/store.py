@@ -29,6 +29,8 @@ from experiments.vqvae.decode import TOO_SMALL, BadImage, Pixels, decode
 
 VERSION = 2
 SPLITS = ("train", "val", "test")
+# Sources whose stores are called after them, see `made_by`.
+NAMED = ("photographs", "samples", "cifar10", "imagenet")
 UNUSED = 255  # a tile over the limit per image, or of a copy of another split's image
 IMAGE = np.dtype("<u4")
 FLAT = "flat-tile"
@@ -427,6 +429,17 @@ def _build(
     return manifest
 
 
+def made_by(folder: Path) -> str:
+    """The command that makes a store, which is called by its source and the size of its tiles."""
+    source, _, size = folder.name.rpartition("-")
+    if source in NAMED and size.isdecimal():
+        options = ["--source", source, "--size", size]
+    else:
+        source, options = "folder", ["--source", "folder", "--folder", "<images>"]
+    command = " ".join(["python", "-m", "scripts.prepare_images", *options, "--out", str(folder.parent)])
+    return f"`make data-vqvae` or `{command}`" if source == "photographs" else f"`{command}`"
+
+
 class Store:
     """A finished store, opened for reading.
 
@@ -453,8 +466,8 @@ class Store:
                 self.manifest[key]
         except FileNotFoundError as error:
             raise DataError(
-                f"no images at {self.folder}: make them with `make data-vqvae` or `python -m scripts.prepare_images`, "
-                "or name another store with data.root"
+                f"no images at {self.folder}: make them with {made_by(self.folder)}, or name another store with "
+                "data.root"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read ({error}): make the images anew") from error

@@ -15,7 +15,7 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
 from experiments.core import checkpoint as ck
-from experiments.core import record as rec
+from experiments.core import records as rec
 from experiments.core import run, stopping
 from experiments.core.errors import StorageError
 from tests.core.test_run import break_off_at, weights, with_callback

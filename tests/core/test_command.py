@@ -53,7 +53,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         ("arm=a/b", "arm must be a name .*, got 'a/b'"),
         ("variant=a/b", "variant must be a name .*, got 'a/b'"),
         ("task='a b'", "task must be a name .*, got 'a b'"),
-        ("scale=huge", "scale must be smoke, study, cpu, gpu or paper, got 'huge'"),
+        ("scale=huge", "scale must be smoke, cpu, gpu or paper, got 'huge'"),
         ("overwrite=maybe", "overwrite must be true or false, got 'maybe'"),
         ("threads=true", "threads must be a whole number of at least 1, got True"),
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be a whole number of at least 1"),
@@ -138,8 +138,10 @@ def test_a_persons_mistake_ends_with_status_2_before_anything_runs(tmp_path: Pat
 
 
 def test_a_sweep_goes_on_without_the_run_that_is_refused(tmp_path: Path) -> None:
-    code, _, err = ended(start(tmp_path, "-m", "seed=1,2", "optimizer.lr=-0.1,0.1", "trial=lr${optimizer.lr}"))
+    code, out, err = ended(start(tmp_path, "-m", "seed=1,2", "optimizer.lr=-0.1,0.1", "trial=lr${optimizer.lr}"))
     assert code == 2
+    assert [out.count(f": run {number} of 4\n") for number in range(1, 5)] == [1, 1, 1, 1]
+    assert ": 4 of 4 runs are done\n" in out
     refused = [line for line in err.splitlines() if "Invalid learning rate: -0.1" in line]
     assert len(refused) == 2
     assert all(line.startswith("error: ") and "optimizer.lr=-0.1" in line for line in refused)

@@ -16,7 +16,7 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from experiments.core import folder as fo
-from experiments.core import record as rec
+from experiments.core import records as rec
 from experiments.core import run
 from experiments.core.errors import ConfigError
 from tests.conftest import ROOT, TEST_CONFIGS

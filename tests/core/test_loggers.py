@@ -18,6 +18,7 @@ from wandb.sdk.lib.wbauth import unauthenticate_session
 
 from experiments.core import loggers as log
 from experiments.core import run
+from experiments.core.errors import ConfigError
 from tests.core.test_checkpoint import interrupt, without_times
 from tests.core.test_run import with_callback
 
@@ -32,7 +33,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
     yield
-    os.environ.pop("WANDB_MODE", None)  # which Lightning has set
+    os.environ.pop("WANDB_MODE", None)
     unauthenticate_session()
     with contextlib.suppress(Exception):
         wandb.teardown()
@@ -134,3 +135,25 @@ def test_whatever_fails_is_said_once(compose_config, monkeypatch, capsys, method
     assert said.count("W&B: OSError: [Errno 28] No space left on device; the run goes on without it") == 1
     assert len(failed) == 1
     assert without_times(record) == without_times(expected)
+
+
+def test_wandb_has_nothing_to_warn_of(compose_config, capfd) -> None:
+    """Of neither a setting without effect nor an environment that changed, over two runs in one process."""
+    for seed in (1, 2):
+        run.execute(compose_config(*WANDB, f"seed={seed}"))
+    shown = capfd.readouterr()
+    assert (shown.out + shown.err).count("W&B: no API key") == 2
+    assert "WARNING" not in shown.out + shown.err
+
+
+def test_tensorboard_that_is_not_installed_is_a_sentence(compose_config, monkeypatch) -> None:
+    monkeypatch.setattr(log, "find_spec", lambda name: None)
+    cfg = compose_config("experiment=toy", "logger=tensorboard")
+    with pytest.raises(ConfigError, match="logger=tensorboard needs the package tensorboard: install it with"):
+        run.execute(cfg)
+
+
+def test_loggers_stand_beside_one_another(compose_config) -> None:
+    assert set(compose_config("experiment=toy", "logger=[csv,tensorboard,wandb]").logger) == {
+        "csv", "tensorboard", "wandb",
+    }  # fmt: skip

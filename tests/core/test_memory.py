@@ -22,10 +22,13 @@ from tests.conftest import CONFIGS
 
 BATCH, WIDTH, BLOCKS = 6, 10, 3
 SIZES = {
-    # parameters, GB a GPU with AdamW, GB of activations
-    "asr_paper": (586_298_112, 28.8, 27.4),
-    "llm_paper": (1_100_048_384, 25.8, 22.8),
-    "vqvae_paper": (102_842_267, 14.5, 14.2),
+    # GPUs, parameters, GB a GPU with AdamW, GB of activations
+    "asr_paper": (8, 586_298_112, 28.8, 27.4),
+    "llm_paper": (8, 1_100_048_384, 25.8, 22.8),
+    "vqvae_paper": (8, 102_842_267, 14.5, 14.2),
+    "llm_gpu": (1, 123_587_328, 26.6, 24.6),
+    "asr_gpu": (1, 8_390_848, 4.8, 4.7),
+    "vqvae_gpu": (1, 7_702_555, 0.3, 0.2),
 }
 
 
@@ -101,23 +104,25 @@ def test_weights_are_cut_along_the_first_dimension_and_rounded_up() -> None:
 
 def test_state_is_measured_on_the_optimizers_themselves() -> None:
     found = {name: memory.state_bytes(make) for name, make in size.optimizers().items()}
-    assert found == {"AdamW": 8.0, "FAdam": 8.0, "FAdam, bf16 state": 4.0}
+    assert found == {"AdamW": 8.0, "FAdam": 8.0, "FAdam bf16": 4.0}
     assert memory.state_bytes(lambda p: torch.optim.SGD(p, lr=0.1)) == 0.0
     assert memory.state_bytes(lambda p: fadam.FAdam(p, fim_dtype=torch.bfloat16)) == 6.0
 
 
 @pytest.mark.parametrize("experiment", SIZES)
 def test_the_configs_say_what_the_command_says(compose_config, experiment: str) -> None:
-    parameters, whole, activations = SIZES[experiment]
+    gpus, parameters, whole, activations = SIZES[experiment]
     cfg = compose_config(f"experiment={experiment}")
+    table = size.table(cfg)
     shown = io.StringIO()
-    Console(width=160, file=shown).print(size.table(cfg))
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.getvalue().splitlines() if "│" in line]
+    Console(width=80, file=shown).print(table)
+    assert "…" not in shown.getvalue()
+    assert f"\na whole run{' ' * 10}" in shown.getvalue()
+    assert table.title == f"{experiment}: {parameters:,} parameters; GB on each of {gpus} GPU{'s' * (gpus > 1)}"
+    rows = list(zip(*(list(column.cells) for column in table.columns), strict=True))
     lines = {cells[0]: cells[1:] for cells in rows}
-    numbers = lines["sum"]
-    assert numbers[0] == f"{parameters:,}"
-    assert math.isclose(float(numbers[-1]), activations, abs_tol=0.05)
-    assert math.isclose(float(lines["a run with this optimizer"][3]), whole, abs_tol=0.05)
+    assert math.isclose(float(lines["sum"][-1]), activations, abs_tol=0.05)
+    assert math.isclose(float(lines["a whole run"][3]), whole, abs_tol=0.05)
     text = (Path(CONFIGS) / "experiment" / f"{experiment}.yaml").read_text()
     assert f"{whole} GB a GPU" in " ".join(text.replace("\n#", "").split())
     assert f"{activations} of them" in " ".join(text.replace("\n#", "").split())

@@ -125,7 +125,7 @@ def test_numbers_from_a_device_have_arrived_before_the_host_reads_them(device: s
     assert scale.asynchronous == found.asynchronous == [device != "cpu"]
 
 
-def test_a_learning_rate_from_a_device_has_arrived_too() -> None:
+def test_a_learning_rate_from_a_device_has_arrived_too(as_on_a_device: None) -> None:
     asynchronous: list[bool] = []
 
     class Rate(Tensor):

@@ -256,7 +256,9 @@ def test_gradients_that_are_negated_or_conjugated_by_a_note_only(path: str) -> N
     torch.testing.assert_close(params, others, rtol=0, atol=0)
 
 
-def test_implementations_get_no_gradient_that_is_negated_by_a_note_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_implementations_get_no_gradient_that_is_negated_by_a_note_only(
+    as_on_a_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     noted: list[bool] = []
 
     def seen(self: ForeachBackend, params: list[Tensor], grads: list[Tensor], *_: Any, **__: Any) -> None:

@@ -310,7 +310,7 @@ def test_a_step_writes_nothing_beyond_a_state_that_is_too_small(name: str, fused
     room = torch.full((100,), 7.0)
     state = {"step": torch.ones(()), "momentum": torch.zeros(100), "fim": torch.ones(100)}
     opt.state[p] = {**state, name: room[:10]}
-    with pytest.raises(RuntimeError, match="its parameter's shape" if fused else "size"):
+    with pytest.raises(RuntimeError, match="its parameter's shape"):
         run(opt, params, lambda t: [torch.ones(100)], 1)
     assert (room[10:] == 7).all()
 
@@ -341,10 +341,10 @@ def test_a_state_of_the_shape_before_a_transposition_is_refused(path: str) -> No
     run(opt, params, lambda t: [torch.arange(6.0).view(2, 3)], 1)
     p.grad = None
     p.data = p.data.t().contiguous()
-    before = p.detach().clone()
-    with pytest.raises(RuntimeError, match=r"its parameter's shape|must match the size"):
+    before = [p.detach().clone(), *(x.clone() for x in opt.state[p].values())]
+    with pytest.raises(RuntimeError, match="its parameter's shape"):
         run(opt, params, lambda t: [torch.ones(3, 2)], 1)
-    torch.testing.assert_close(p.detach(), before, rtol=0, atol=0)
+    torch.testing.assert_close([p.detach(), *opt.state[p].values()], before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("entry", [torch.tensor([7]), 3, {"decay": 0.9}], ids=str)

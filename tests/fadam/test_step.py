@@ -47,7 +47,9 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
 @pytest.mark.parametrize("switches", SWITCHES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_value_comes_to_the_host(path: str, lr: Any, switches: dict[str, Any], dtype: torch.dtype) -> None:
+def test_no_value_comes_to_the_host(
+    as_on_a_device: None, path: str, lr: Any, switches: dict[str, Any], dtype: torch.dtype
+) -> None:
     params = leaves(tensors(dtype))
     opt = FAdam(params, lr=lr, **switches, **PATHS[path])
     run(opt, params, lambda t: tensors(seed=t), 1)

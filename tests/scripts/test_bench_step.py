@@ -99,8 +99,9 @@ def test_a_goal_says_by_how_much_it_is_missed() -> None:
 def test_goals_are_judged_on_every_thread_count_and_device(document: dict[str, Any]) -> None:
     row = {"ratio": 1.8, "port": 9.0, "share": 0.9, "memory_ratio": 1.0}
     places = [("cpu", 1), ("cpu", 2), ("cuda", 1)]
+    rows = {OURS: row, "FAdam for": row, "FAdam foreach": {"port": 0.8, "memory_ratio": 1.2}}
     document["sections"] = [
-        {"set": "gpt2", "title": "GPT-2", "device": device, "threads": threads, "rows": {OURS: row}}
+        {"set": "gpt2", "title": "GPT-2", "device": device, "threads": threads, "rows": rows}
         for device, threads in places
     ]
     found = [(g["goal"], g["where"], g["verdict"]) for g in judge(document) if g["where"].startswith("GPT-2,")]
@@ -111,6 +112,12 @@ def test_goals_are_judged_on_every_thread_count_and_device(document: dict[str, A
         ("CPU: step over fused AdamW's", "GPT-2, 2 threads", "missed by 0.10 (6%)"),
         ("CPU: the public port's step over ours", "GPT-2, 1 thread", "met"),
         ("CPU: the public port's step over ours", "GPT-2, 2 threads", "met"),
+        ("CPU: the public port's step over FAdam for", "GPT-2, 1 thread", "met"),
+        ("CPU: the public port's step over FAdam for", "GPT-2, 2 threads", "met"),
+        ("CPU: the public port's step over FAdam foreach", "GPT-2, 1 thread", "missed by 0.20 (20%)"),
+        ("CPU: the public port's step over FAdam foreach", "GPT-2, 2 threads", "missed by 0.20 (20%)"),
+        ("CPU: memory of FAdam for over fused AdamW's", "GPT-2, 1 thread", "met"),
+        ("CPU: memory of FAdam foreach over fused AdamW's", "GPT-2, 1 thread", "missed by 0.15 (14%)"),
         ("CPU: memory over fused AdamW's", "GPT-2, 1 thread", "met"),
         ("GPU: memory over fused AdamW's", "GPT-2, GPU", "met"),
     ]

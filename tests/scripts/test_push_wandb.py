@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from experiments.analysis.records import load_records
+from experiments.core.records import load_records
 from scripts import push_wandb
-
-PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "runs"
+from tests.made_up import content, put
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     for arm in ("adamw_clip", "fadam"):
-        folder = tmp_path / "runs" / "llm" / "cpu" / arm
-        folder.mkdir(parents=True)
-        shutil.copy(PUBLISHED / "llm" / "cpu" / arm / "main-s1.json", folder)
+        put(tmp_path / "runs", content("llm", arm, 1, {"val/loss": 1.5}))
     return tmp_path / "runs"
 
 

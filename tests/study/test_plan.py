@@ -3,78 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
+from experiments.analysis.comparisons import decider
 from experiments.core.errors import ConfigError
+from experiments.core.plan import Planner, choose_rate, decay_kind, plan_all, wanted
 from experiments.core.protocol import Protocol, names, protocol, rate
-from experiments.study.plan import Planner, Run, choose_rate, decay_kind, plan_all, wanted
-from experiments.study.results import MixedResultsError, Results
-from experiments.study.settle import decider
-
-Value = Callable[[Run], float]
-
-
-def record(run: Run, value: float, data: str = "sha256:1") -> dict[str, Any]:
-    p = protocol(run.protocol)
-    config: dict[str, Any] = {"experiment_name": run.experiment, "purpose": run.purpose, "seed": run.seed}
-    for key, setting in run.settings:
-        node = config
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = setting
-    metrics = {p.metric.name: value, p.tuning.name: value}
-    return {
-        "diverged": not math.isfinite(value), "metrics": metrics, "config": config,
-        "data": {"fingerprint": data}, "wall_time_s": 60.0,
-    }  # fmt: skip
-
-
-def write(root: Path, run: Run, value: float, data: str = "sha256:1") -> None:
-    path = root / run.record
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record(run, value, data)))
-
-
-def complete(root: Path, studies: list[Protocol], value: Value, limit: int = 10_000) -> list[Run]:
-    """Make up results until nothing is wanted."""
-    results = Results([root])
-    decided = decider(studies, results)
-    planners = [Planner(p, results, decided) for p in studies]
-    made: list[Run] = []
-    while due := list(wanted(plan_all(planners), results)):
-        for run in due:
-            write(root, run, value(run))
-            results.forget(run)
-            made.append(run)
-        assert len(made) < limit
-    assert all(not stage.later for stage in plan_all(planners) if not stage.waits)
-    return made
+from experiments.core.records import MixedRecordsError, Records
+from tests.made_up import bowl_value, complete, write
 
 
 def main_part(name: str) -> Protocol:
     """A study without what follows its main comparison."""
     p = protocol(name)
     return replace(p, switches=None, epsilon=None, context=None, comparisons=p.comparisons[:1])
-
-
-def bowl_value(best: float, floor: float = 1.6, sd: float = 0.004) -> Value:
-    """A bowl over the learning rate, each arm's bottom at `best`; seeds and arms differ by a little."""
-
-    def value(run: Run) -> float:
-        rng = np.random.default_rng([run.seed, *run.arm.encode()])
-        lr = dict(run.settings)["optimizer.lr"]
-        return floor + 0.05 * math.log(lr / best) ** 2 + sd * rng.standard_normal()
-
-    return value
 
 
 @pytest.mark.parametrize("name", names())
@@ -130,7 +76,7 @@ def test_settings_chosen_anew_make_runs_stale(tmp_path: Path) -> None:
     for run in made:
         if run.purpose == "tune":
             write(tmp_path, run, moved(run))
-    results = Results([tmp_path])
+    results = Records([tmp_path])
     planner = Planner(p, results, decider([p], results))
     due = [run for run in wanted(plan_all([planner]), results) if run.trial == "main"]
     assert due == [] or {dict(run.settings)["optimizer.lr"] for run in due} == {rate(-10)}
@@ -139,19 +85,19 @@ def test_settings_chosen_anew_make_runs_stale(tmp_path: Path) -> None:
 
 def test_two_data_sets_are_not_mixed(tmp_path: Path) -> None:
     p = main_part("asr")
-    results = Results([tmp_path])
+    results = Records([tmp_path])
     first, second = list(wanted(plan_all([Planner(p, results, lambda *_: False)]), results))[:2]
     write(tmp_path, first, 1.0)
     write(tmp_path, second, 1.0, "sha256:2")
-    results = Results([tmp_path])
-    with pytest.raises(MixedResultsError, match="other data than"):
+    results = Records([tmp_path])
+    with pytest.raises(MixedRecordsError, match="other data than"):
         plan_all([Planner(p, results, lambda *_: False)])
 
 
 def test_published_records_need_not_be_made_again(tmp_path: Path) -> None:
     p = main_part("asr")
     complete(tmp_path / "results", [p], bowl_value(rate(-12)))
-    results = Results([tmp_path / "runs", tmp_path / "results"])
+    results = Records([tmp_path / "runs", tmp_path / "results"])
     assert not list(wanted(plan_all([Planner(p, results, decider([p], results))]), results))
 
 

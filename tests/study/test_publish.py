@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments.study.plan import Planner, plan_all
+from experiments.core.plan import Planner, plan_all
+from experiments.core.records import Records
 from experiments.study.publish import publish
-from experiments.study.results import Results
-from tests.study.test_plan import main_part, write
+from tests.made_up import content, put, write
+from tests.study.test_plan import main_part
 
 
 def test_planned_records_are_copied_once_and_others_named(tmp_path: Path) -> None:
     p, runs, to = main_part("asr"), tmp_path / "runs", tmp_path / "published"
-    stages = plan_all([Planner(p, Results([runs]), lambda *_: False)])
+    stages = plan_all([Planner(p, Records([runs]), lambda *_: False)])
     first, second, third, fourth = stages[0].runs[:4]
     for run in (first, second, third, fourth):
         write(runs, run, 0.5)
@@ -28,7 +29,7 @@ def test_planned_records_are_copied_once_and_others_named(tmp_path: Path) -> Non
         (runs / run.record).write_text(json.dumps(content))
     (runs / "asr" / "stray.json").write_text("{}")
 
-    done = publish(stages, runs, to)
+    done = publish(stages, [p], runs, to)
     assert (done.copied, done.kept) == (1, 0)
     assert sorted(to.rglob("*.json")) == [to / first.record]
     reasons = {line.split(": ")[0]: line for line in done.refused}
@@ -36,8 +37,22 @@ def test_planned_records_are_copied_once_and_others_named(tmp_path: Path) -> Non
     assert "no commit" in reasons[str(runs / third.record)]
     assert "other settings" in reasons[str(runs / fourth.record)]
 
-    assert publish(stages, runs, to).kept == 1
+    assert publish(stages, [p], runs, to).kept == 1
     changed = (runs / first.record).read_text().replace("0.5", "0.4")
     (runs / first.record).write_text(changed)
-    assert "published already" in " ".join(publish(stages, runs, to).refused)
+    assert "published already" in " ".join(publish(stages, [p], runs, to).refused)
     assert (to / first.record).read_text() != changed
+
+
+def test_plain_comparisons_of_other_scales_are_copied_with_the_first_seeds_pictures(tmp_path: Path) -> None:
+    runs, to = tmp_path / "runs", tmp_path / "published"
+    for seed in (1, 2):
+        picture = f"main-s{seed}.png"
+        record = content("vqvae", "fadam", seed, {"test/psnr": 20.0}, scale="gpu", commit="abc", artifacts=[picture])
+        (put(runs, record).parent / picture).write_bytes(b"png")
+    put(runs, content("asr", "fadam", 1, {"test-clean/wer": 0.1}, scale="cpu", commit="abc"))  # declared, not planned
+    put(runs, content("llm", "fadam", 1, {"val/loss": 1.0}, scale="smoke", commit="abc"))
+    put(runs, content("llm", "fadam", 1, {"val/loss": 1.0}, scale="gpu", trial="try", commit="abc"))
+    done = publish([], [main_part("asr")], runs, to)
+    assert (done.copied, done.refused) == (2, ())
+    assert sorted(path.name for path in to.rglob("*.*")) == ["main-s1.json", "main-s1.png", "main-s2.json"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.core import stopping
-from experiments.core.record import record_path
+from experiments.core.records import record_path
 from tests.asr.conftest import speech_root as speech_root
 from tests.llm.conftest import jsonl as jsonl
 from tests.llm.conftest import tiny as tiny

@@ -1,0 +1,407 @@
+"""What the records say of the declared comparisons. The runner stops by it and the pages are written from it.
+
+Gains are the one measure of a difference: in the metric's unit, positive where the arm named first is better.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped,unused-ignore]
+
+from experiments.analysis.families import Comparison as Looked
+from experiments.analysis.families import Verdict, judge
+from experiments.analysis.frame import tidy
+from experiments.analysis.looks import ALPHA, paired
+from experiments.core.catalogue import Metric, task
+from experiments.core.plan import Planner, Stage, Tuned
+from experiments.core.protocol import Comparison, Protocol, Run, names, protocol
+from experiments.core.records import Record, Records, check_one_kind
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A declared comparison with the pairs that are there.
+
+    Attributes:
+        seeds: of the pairs, up to the first that is missing.
+        gains: by pair.
+        challenger, baseline: values by pair.
+        verdict: at the last look that has its pairs.
+        family: how many comparisons share the level.
+    """
+
+    protocol: Protocol
+    comparison: Comparison
+    seeds: tuple[int, ...]
+    gains: Array
+    challenger: Array
+    baseline: Array
+    verdict: Verdict
+    family: int
+
+    @property
+    def metric(self) -> Metric:
+        return task(self.protocol.task).metric(self.protocol.metric.name)
+
+    @property
+    def planned(self) -> int:
+        """The most pairs that it takes."""
+        return self.comparison.looks[-1]
+
+    def detectable(self) -> float | None:
+        """The true gain that the last look finds with a chance of 90%; None before the first look."""
+        from experiments.analysis.power import detectable
+
+        sd = self.verdict.sd
+        return None if not sd else detectable(sd, self.comparison.looks, ALPHA / self.family)
+
+    def pairs_needed(self) -> int | None:
+        """Pairs with which both questions would be answered with a chance of 90%; None before the first look."""
+        from experiments.analysis.power import pairs_for_equivalence, pairs_for_superiority
+
+        sd, matters = self.verdict.sd, self.protocol.matters
+        if not sd:
+            return None
+        level = ALPHA / self.family
+        return max(pairs_for_superiority(sd, matters, level), pairs_for_equivalence(sd, matters, level))
+
+
+def pairs_of(planner: Planner, comparison: Comparison, tuned: Mapping[str, Tuned]) -> tuple[list[Record], list[Record]]:
+    """The records of both arms, in the order of the seeds, up to the first seed that one of them lacks."""
+    arms = (comparison.challenger, comparison.baseline)
+    found: tuple[list[Record], list[Record]] = ([], [])
+    if set(arms) <= set(tuned):
+        runs = [planner.evaluation(arm, tuned[arm], comparison.looks[-1], "") for arm in arms]
+        for pair in zip(*runs, strict=True):
+            one, other = (planner.result(run) for run in pair)
+            if one is None or other is None:
+                break
+            found[0].append(one)
+            found[1].append(other)
+    return found
+
+
+def _values(records: Sequence[Record], p: Protocol) -> list[float]:
+    return [r.value(p.metric.name, p.metric.mode) for r in records]
+
+
+def compared(planners: Sequence[Planner], family: str | None = None) -> list[Compared]:
+    """The comparisons of one family, or of all: a family reaches over all studies."""
+    found: dict[str, list[tuple[Planner, Comparison, list[Record], list[float], list[float]]]] = {}
+    for planner in planners:
+        p = planner.protocol
+        mine = [c for c in p.comparisons if family in (None, c.family)]
+        tuned = planner.tuned() if mine else {}
+        for comparison in mine:
+            one, other = pairs_of(planner, comparison, tuned)
+            entry = (planner, comparison, one, _values(one, p), _values(other, p))
+            found.setdefault(comparison.family, []).append(entry)
+    done = []
+    for entries in found.values():
+        gains = [paired(a, b, planner.protocol.metric.mode) for planner, _, _, a, b in entries]
+        looked = {
+            str(i): Looked(gain, entry[1].looks, entry[0].protocol.matters)
+            for i, (entry, gain) in enumerate(zip(entries, gains, strict=True))
+        }
+        verdicts = judge(looked)
+        for i, (planner, comparison, one, a, b) in enumerate(entries):
+            seeds = tuple(r.seed for r in one)
+            done.append(
+                Compared(
+                    planner.protocol,
+                    comparison,
+                    seeds,
+                    gains[i],
+                    np.array(a),
+                    np.array(b),
+                    verdicts[str(i)],
+                    len(entries),
+                )
+            )
+    return done
+
+
+def decider(protocols: Sequence[Protocol], records: Records) -> Callable[[Comparison, int], bool]:
+    """Tells whether a comparison was decided after so many pairs or fewer.
+
+    Its whole family is asked, over all studies: Holm's correction depends on the others. What is decided stays decided.
+    """
+    planners = [Planner(p, records, lambda *_: False) for p in protocols]
+    known: dict[str, tuple[int, list[Compared]]] = {}
+
+    def decided(comparison: Comparison, pairs: int) -> bool:
+        if known.get(comparison.family, (-1, []))[0] != records.forgotten:
+            known[comparison.family] = records.forgotten, compared(planners, comparison.family)
+        mine = next(c for c in known[comparison.family][1] if c.comparison is comparison)
+        return mine.verdict.decided is not None and mine.verdict.decided <= pairs
+
+    return decided
+
+
+def interval(gains: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float, float] | None:
+    """Mean of finite gains and Student's interval, for what bears no word; None with fewer than two."""
+    d = np.asarray(gains, dtype=np.float64)
+    if len(d) < 2 or not np.isfinite(d).all():
+        return None
+    half = float(stats.t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    mean = float(d.mean())
+    return mean, mean - half, mean + half
+
+
+# --- claim C4: epsilon
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One point of the grid of epsilon. `gains`: by seed, against the arm's own reference of the same precision."""
+
+    arm: str
+    precision: str
+    eps: float
+    scale: float
+    gains: Array
+
+    @property
+    def same(self) -> bool:
+        """Whether it is the reference's result to the last bit, on every seed."""
+        return bool(len(self.gains)) and bool((self.gains == 0).all())
+
+
+@dataclass(frozen=True)
+class GridVerdict:
+    """Attributes:
+    word: "supported", "contradicted" or "undecided"; "" while runs are missing.
+    distinct: by arm, how many different results there are beside the reference.
+    within: whether the arm was shown to be within `matters` everywhere; `beyond`: worse by more somewhere.
+    worst: by arm, the point that is worst.
+    """
+
+    word: str
+    done: int
+    planned: int
+    distinct: Mapping[str, int]
+    within: Mapping[str, bool]
+    beyond: Mapping[str, bool]
+    worst: Mapping[str, Point]
+
+
+REFERENCE = (1e-8, 1.0)  # epsilon, scale of the gradients
+
+
+def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
+    """Whether all of one arm's points are within `matters`, and whether some is worse by more than that.
+
+    Results that are equal on every seed count once, and one that is the reference's needs no test. The variance is
+    pooled over the points that are left. A diverged run is not within anything; where all runs of a point diverged it
+    is worse by more than `matters`.
+    """
+    from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped,unused-ignore]
+
+    different = list({tuple(p.gains): p.gains for p in points if not p.same}.values())
+    if not different:
+        return True, False
+    finite = [d for d in different if np.isfinite(d).all()]
+    freedom = sum(len(d) - 1 for d in finite)
+    square = sum(float(((d - d.mean()) ** 2).sum()) for d in finite)
+    p_within, p_beyond = [], []
+    for d in different:
+        if not np.isfinite(d).all():
+            p_within.append(1.0)
+            p_beyond.append(0.0 if np.isneginf(d).all() else 1.0)
+            continue
+        if not freedom:
+            return False, bool(np.isneginf(d).all())
+        error = max(np.sqrt(square / freedom / len(d)), 1e-300)
+        mean = float(d.mean())
+        above, below = (float(stats.t.sf((matters + side * mean) / error, freedom)) for side in (1, -1))
+        p_within.append(max(above, below))
+        p_beyond.append(float(stats.t.cdf((mean + matters) / error, freedom)))
+    return max(p_within) <= ALPHA, bool(multipletests(p_beyond, ALPHA, "holm")[0].any())
+
+
+def judge_grid(
+    points: Sequence[Point], matters: float, fadam: str, other: str
+) -> tuple[str, dict[str, tuple[bool, bool]]]:
+    """The word of claim C4 from all points of both arms, and each arm's (within, beyond)."""
+    found = {arm: _tests([p for p in points if p.arm == arm], matters) for arm in (fadam, other)}
+    if found[fadam][1]:
+        return "contradicted", found
+    return ("supported" if found[fadam][0] and found[other][1] else "undecided"), found
+
+
+def grid(planner: Planner, tuned: Mapping[str, Tuned]) -> tuple[list[Point], GridVerdict] | None:
+    """The points of a study's grid whose runs are all there, and the verdict; None where no grid is declared."""
+    p = planner.protocol
+    if p.epsilon is None:
+        return None
+    stage = planner.epsilon(tuned, 0)
+    cells: dict[tuple[str, str, float, float], list[Run]] = {}
+    for run in stage.runs:
+        s = dict(run.settings)
+        cells.setdefault((run.arm, s["trainer.precision"], s["optimizer.eps"], s["value"]), []).append(run)
+    values: dict[tuple[str, str, float, float], list[float]] = {}
+    done = 0
+    for key, runs in cells.items():
+        found = [r for run in runs if (r := planner.result(run)) is not None]
+        done += len(found)
+        if len(found) == len(runs):
+            values[key] = _values(found, p)
+    points = []
+    for (arm, precision, eps, scale), value in values.items():
+        base = values.get((arm, precision, *REFERENCE))
+        if base is not None:
+            gains = np.where(np.equal(value, base), 0.0, paired(value, base, p.metric.mode))  # both diverged: the same
+            points.append(Point(arm, precision, eps, scale, gains))
+    planned = len(stage.runs) + stage.later
+    arms = [arm for arm in p.epsilon.arms if any(q.arm == arm for q in points)]
+    by_arm = {arm: [q for q in points if q.arm == arm] for arm in arms}
+    distinct = {arm: len({tuple(q.gains) for q in mine if not q.same}) for arm, mine in by_arm.items()}
+    worst = {arm: min(mine, key=lambda q: float(q.gains.mean())) for arm, mine in by_arm.items()}
+    word = ""
+    tests: dict[str, tuple[bool, bool]] = {}
+    if planned and done == planned and len(arms) == 2:
+        fadam = next(arm for arm in arms if arm.startswith("fadam"))
+        word, tests = judge_grid(points, p.matters, fadam, next(arm for arm in arms if arm != fadam))
+    within, beyond = ({arm: t[i] for arm, t in tests.items()} for i in (0, 1))
+    return points, GridVerdict(word, done, planned, distinct, within, beyond, worst)
+
+
+# --- sizes
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Does the gain grow with size?
+
+    Attributes:
+        sizes: (millions of parameters, comparison), the smallest first.
+        slope: of the gain for ten times the size, (mean, low, high): a line through each seed's gains, Student's
+            interval over the seeds that all sizes have; None while there are fewer than two of either.
+        pairs: the seeds it is from.
+    """
+
+    sizes: tuple[tuple[float, Compared], ...]
+    slope: tuple[float, float, float] | None
+    pairs: int
+
+
+def ladder(comparisons: Sequence[Compared]) -> Ladder | None:
+    """The studies that name a size; None where none does."""
+    sizes = sorted(((c.protocol.size, c) for c in comparisons if c.protocol.size), key=lambda s: s[0])
+    if not sizes:
+        return None
+    there = [(size, dict(zip(c.seeds, c.gains, strict=True))) for size, c in sizes if len(c.seeds) > 1]
+    shared = sorted(set.intersection(*(set(gains) for _, gains in there))) if len(there) > 1 else []
+    slope = None
+    if len(shared) > 1:
+        x = np.log10([size for size, _ in there])
+        x -= x.mean()
+        y = np.array([[gains[seed] for seed in shared] for _, gains in there])  # (sizes, seeds)
+        if np.isfinite(y).all():
+            slope = interval(x @ y / (x @ x))
+    return Ladder(tuple((float(size or 0), c) for size, c in sizes), slope, len(shared))
+
+
+# --- context
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """An optimizer that is shown beside the study's two, on the same seeds. Never part of a verdict."""
+
+    protocol: Protocol
+    arm: str
+    values: Array
+    gains: Mapping[str, Array]  # over each main arm
+
+    @property
+    def metric(self) -> Metric:
+        return task(self.protocol.task).metric(self.protocol.metric.name)
+
+
+def context(planner: Planner, tuned: Mapping[str, Tuned]) -> list[Context]:
+    """The context optimizers that have runs."""
+    p = planner.protocol
+    found = []
+    for arm in p.context.arms if p.context else ():
+        if arm not in tuned:
+            continue
+        runs = planner.evaluation(arm, tuned[arm], planner.context_pairs, "")
+        mine = {r.seed: r for run in runs if (r := planner.result(run)) is not None}
+        gains = {}
+        for main in p.bowl.arms:
+            if main in tuned:
+                theirs = {run.seed: planner.result(run) for run in planner.evaluation(main, tuned[main], len(runs), "")}
+                both = [(mine[seed], other) for seed, other in theirs.items() if seed in mine and other is not None]
+                a, b = (_values([pair[i] for pair in both], p) for i in (0, 1))
+                gains[main] = paired(a, b, p.metric.mode)
+        if mine:
+            found.append(Context(p, arm, np.array(_values(list(mine.values()), p)), gains))
+    return found
+
+
+# --- everything, read once
+
+
+class Study:
+    """All declared studies on the records of some folders. What is asked for is computed once."""
+
+    def __init__(self, roots: Sequence[Path], folder: Path | None = None) -> None:
+        declared = names(folder) if folder else names()
+        self.protocols = [protocol(name, folder) if folder else protocol(name) for name in declared]
+        self.records = Records(roots)
+        decided = decider(self.protocols, self.records)
+        self.planners = {p.name: Planner(p, self.records, decided) for p in self.protocols}
+
+    @functools.cached_property
+    def table(self) -> pd.DataFrame:
+        return tidy(self.records, [stage for stages in self.stages.values() for stage in stages])
+
+    @functools.cached_property
+    def stages(self) -> dict[str, list[Stage]]:
+        return {name: planner.stages() for name, planner in self.planners.items()}
+
+    @functools.cached_property
+    def tuned(self) -> dict[str, dict[str, Tuned]]:
+        return {name: planner.tuned() for name, planner in self.planners.items()}
+
+    @functools.cached_property
+    def comparisons(self) -> list[Compared]:
+        return compared(list(self.planners.values()))
+
+    @functools.cached_property
+    def grids(self) -> dict[str, tuple[list[Point], GridVerdict]]:
+        found = {name: grid(planner, self.tuned[name]) for name, planner in self.planners.items()}
+        return {name: g for name, g in found.items() if g is not None}
+
+    @functools.cached_property
+    def ladder(self) -> Ladder | None:
+        return ladder(self.comparisons)
+
+    @functools.cached_property
+    def contexts(self) -> list[Context]:
+        return [c for name, planner in self.planners.items() for c in context(planner, self.tuned[name])]
+
+    def of_task(self, name: str) -> list[Protocol]:
+        """The studies of a task that name no size."""
+        return [p for p in self.protocols if p.task == name and p.size is None]
+
+    def evaluated(self, p: Protocol) -> pd.DataFrame:
+        """The rows of a study's evaluation runs, of one kind.
+
+        Raises:
+            MixedRecordsError: they must not stand in one table.
+        """
+        rows = self.table[(self.table["protocol"] == p.name) & (self.table["part"] == "eval")]
+        check_one_kind(list(rows["record"]), f"the tables of {p.name}")
+        return rows

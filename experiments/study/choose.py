@@ -1,0 +1,97 @@
+"""Choose learning rates from the runs of `make tune-<task>`, for experiments that no declared study tunes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.core.errors import UserError
+from experiments.core.plan import CONFIGS
+from experiments.core.protocol import names, protocol
+from experiments.core.records import Record, Records, check_one_kind
+from experiments.study.settle import TUNED, write_settings
+
+RATE = "optimizer.lr"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rate with the best value of one arm. `end`: of the rates, "lowest" or "highest", if it lies there."""
+
+    arm: str
+    values: dict[float, float]
+    best: float
+    end: str
+
+
+def declared_steps(experiment: str) -> int:
+    """How long the experiment's runs are."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from experiments.core import resolvers as resolvers
+
+    if not (CONFIGS / "experiment" / f"{experiment}.yaml").is_file():
+        raise UserError(f"there is no experiment {experiment!r} in configs/experiment")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return int(compose("train", overrides=[f"experiment={experiment}"]).trainer.max_steps)
+
+
+def choose(records: Sequence[Record], experiment: str) -> list[Choice]:
+    """Each arm's best rate.
+
+    Raises:
+        UserError: the arms tried different rates, or every rate of one diverged.
+    """
+    check_one_kind(records, f"the search of {experiment}")
+    mode = str(records[0].objective["mode"])
+    by_arm: dict[str, dict[float, float]] = {}
+    for r in records:
+        value = r.value(str(r.objective["metric"]), "min" if mode == "min" else "max")
+        by_arm.setdefault(r.arm, {})[float(r.searched[RATE])] = value
+    rates = {arm: tuple(sorted(values)) for arm, values in by_arm.items()}
+    if len(set(rates.values())) > 1:
+        raise UserError(f"{experiment}: every arm must try the same rates, but they tried {rates}")
+    found = []
+    for arm, values in by_arm.items():
+        best = (min if mode == "min" else max)(values, key=lambda rate: values[rate])
+        if not math.isfinite(values[best]):
+            raise UserError(f"{experiment}: {arm} diverged at every rate")
+        tried = sorted(values)
+        found.append(Choice(arm, values, best, {tried[0]: "lowest", tried[-1]: "highest"}.get(best, "")))
+    return found
+
+
+def choose_experiment(experiment: str, runs: Path, folder: Path = TUNED, steps: int | None = None) -> list[str]:
+    """Choose, write, and say it in lines. Shortened runs, edges and what a declared study tunes are never written.
+
+    Args:
+        steps: of the experiment's runs, if it is known.
+    """
+    steps = declared_steps(experiment) if steps is None else steps
+    searched = [r for r in Records([runs]).all() if (r.experiment_name, r.purpose) == (experiment, "tune")]
+    records = [r for r in searched if set(r.searched) == {RATE}]
+    short = [r for r in records if r.setting("trainer.max_steps") != steps]
+    records = [r for r in records if r not in short]
+    lines = [f"{len(short)} shortened runs are left out, such as {short[0].path}"] if short else []
+    if not records:
+        raise UserError(f"no run of the search of {experiment} with all its {steps} steps in {runs}")
+    found = choose(records, experiment)
+    for c in found:
+        tried = ", ".join(f"{rate:g}: {value:.6g}" for rate, value in sorted(c.values.items()))
+        lines.append(f"{experiment}, {c.arm}: {c.best:g} is best of {tried}")
+    owner = next((n for n in names() if protocol(n).experiment == experiment and not protocol(n).prefix), None)
+    edges = [f"{c.arm} at its {c.end} rate" for c in found if c.end]
+    if owner is not None:
+        lines.append(f"nothing written: configs/study/{owner}.yaml declares how {experiment} is tuned")
+    elif edges:
+        lines.append(f"nothing written: {' and '.join(edges)}; widen `rates` in configs/experiment/{experiment}.yaml")
+    else:
+        chosen = {c.arm: {"lr": c.best} for c in found}
+        lines.append(
+            f"wrote {write_settings(experiment, f'python -m experiments.study choose {experiment}', chosen, folder)}"
+        )
+    return lines
