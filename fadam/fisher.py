@@ -141,9 +141,21 @@ def diagonal_fim(
           training, and with batches beyond the critical size. The result is then :math:`\bar F + (B - 1) \bar g^2`.
           Measured on a small classifier (`results/theory/fisher.json`): the median of f_t B over the empirical FIM is
           0.96 to 1.05 for B from 1 to 64 once it has trained for 300 steps, and 0.9 to 1.7 at step 30.
-        - A long average is larger than the FIM while gradients shrink: it remembers. After 100 steps of a VQ-VAE
-          (`results/fisher/tasks.json`, all layers, B of 2 and 8) f_t B over the empirical FIM is 0.95 and 1.2 with
-          :math:`\beta_2 = 0.9`, where the mean gradient accounts for 1.04, but 2.1 and 2.8 with 0.999.
+        - A long average is larger than the FIM while gradients shrink: it remembers. After 100 steps of two tasks'
+          models (`results/fisher/tasks.json`, sums over all layers, one seed), f_t B over the empirical FIM, the ratio
+          that the mean gradient accounts for in parentheses:
+
+          ============  ===  ===========  ===========  ==========
+          task            B  beta2 0.9    beta2 0.999  (expected)
+          ============  ===  ===========  ===========  ==========
+          VQ-VAE          2  0.95         2.1          (1.04)
+          VQ-VAE          8  1.2          2.8          (1.03)
+          language        2  0.79         0.83         (1.07)
+          language        8  1.65         1.5          (1.40)
+          ============  ===  ===========  ===========  ==========
+
+          The rank correlation with the true FIM is higher with 0.9 as well (language: 0.93 and 0.94, for 0.71 and
+          0.73). Single layers are off by much more, up to some hundredfold in the VQ-VAE's encoder.
         - Samples that are not independent add up otherwise: the factor is then the number of independent ones, below B.
           Inside a sample the same makes the empirical FIM exceed the true one: pixels that the model takes for
           independent err together, and after those 100 steps their ratio is 420 to 550, for 3,072 values an image.
