@@ -298,7 +298,7 @@ def train(task: Task, batch: int, stages: Sequence[int], n: int, extra: Sequence
         if step in stages:
             free = {beta2: diagonal_fim(twin, batch_size=batch) for beta2, twin in twins.items()}
             for row in measure(task, module, samples, n, free, batch):
-                yield {"task": task.name, "batch": batch, "step": step, "samples": n, **row}
+                yield {"task": task.name, "batch": batch, "step": step, "lr": rate, "samples": n, **row}
         optimizer.step()
         warm.step()
 
