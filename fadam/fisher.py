@@ -141,7 +141,7 @@ def diagonal_fim(
           training, and with batches beyond the critical size. The result is then :math:`\bar F + (B - 1) \bar g^2`.
           Measured on a small classifier (`results/theory/fisher.json`): the median of f_t B over the empirical FIM is
           0.96 to 1.05 for B from 1 to 64 once it has trained for 300 steps, and 0.9 to 1.7 at step 30.
-        - A long average is larger than the FIM while gradients shrink: it remembers. After 100 steps of two tasks'
+        - A long average is larger than the FIM while gradients shrink: it remembers. After 100 steps of three tasks'
           models (`results/fisher/tasks.json`, sums over all layers, one seed), f_t B over the empirical FIM, the ratio
           that the mean gradient accounts for in parentheses:
 
@@ -152,6 +152,8 @@ def diagonal_fim(
           VQ-VAE          8  1.2          2.8          (1.03)
           language        2  0.79         0.83         (1.07)
           language        8  1.65         1.5          (1.40)
+          speech          2  1.7          4.2          (1.16)
+          speech          8  2.6          15.6         (1.70)
           ============  ===  ===========  ===========  ==========
 
           The rank correlation with the true FIM is higher with 0.9 as well (language: 0.93 and 0.94, for 0.71 and

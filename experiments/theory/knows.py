@@ -127,13 +127,25 @@ USES_HEADER = (
 
 
 def words(records: Records, one: str, other: str) -> dict[str, list[str]]:
-    """Uses and optimizers by what the difference of two methods says."""
+    """Uses by what the difference of two methods says, with the optimizers where it is not the same for all."""
     found: dict[str, list[str]] = {"better": [], "worse": [], "no difference seen": []}
     for use, title in USES.items():
-        for optimizer in optimizers(records[use]):
-            _, low, high = against(records[use], optimizer, one, other)
-            found[word(low, high)].append(f"{title} ({optimizer})")
+        record = records[use]
+        said = {o: word(*against(record, o, one, other)[1:]) for o in optimizers(record)}
+        for said_, names in found.items():
+            of = [o for o in said if said[o] == said_]
+            if of:
+                names.append(title if len(of) == len(said) else f"{title} ({', '.join(of)})")
     return found
+
+
+def strengths(record: Mapping[str, Any]) -> str:
+    """Of elastic weight consolidation, as chosen for each optimizer and method."""
+    parts = []
+    for optimizer in optimizers(record):
+        chosen = {m: values(record, optimizer, m, "strength").values() for m in ("identity", *METHODS)}
+        parts.append(f"{optimizer} " + ", ".join(f"{m} {next(iter(v)):g}" for m, v in chosen.items() if v))
+    return "; ".join(parts)
 
 
 def edges(records: Records) -> list[str]:
@@ -324,6 +336,9 @@ def section(records: Records) -> str:
         f"{listed(loss['worse'])}, and better in "
         f"{listed(loss['better'])}.",
         "",
+        f"The strengths of the penalty, chosen in decades on one seed, were: {strengths(records['consolidation'])}. "
+        "Where they differ between methods, so does more than the Fisher information.",
+        "",
         f"At an end of the strengths or prior precisions tried, so that a better one may lie outside: "
         f"{listed(edges(records))}.",
         "",
@@ -409,6 +424,8 @@ def _canvas(rows: int, columns: int) -> tuple[Figure, Any]:
 
 def tasks_figure(record: Mapping[str, Any]) -> Figure:
     """Ratio (upper row) and rank correlation (lower row) along the run; a column a task."""
+    from matplotlib.ticker import LogLocator
+
     settings = record["settings"]
     figure, axes = _canvas(2, len(TASKS))
     for column, (task, name) in enumerate(TASKS.items()):
@@ -432,6 +449,8 @@ def tasks_figure(record: Mapping[str, Any]) -> Figure:
             lower.plot(steps, [r["ceiling"] for r in rows], dash, color="black", linewidth=1)
         upper.set_title(name)
         upper.set_yscale("log")
+        upper.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        upper.yaxis.set_major_formatter("{x:g}")
         upper.axhline(1.0, color="#888888", linewidth=0.8)
         for axis in (upper, lower):
             axis.set_xscale("log")
@@ -440,7 +459,9 @@ def tasks_figure(record: Mapping[str, Any]) -> Figure:
             axis.set_xlabel("optimizer step")
     axes[0][0].set_ylabel("free / empirical, with the factor")
     axes[1][0].set_ylabel("rank correlation, free with true\n(black: two true ones)")
-    axes[0][-1].legend(frameon=False, fontsize=7)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
     return figure
 
 

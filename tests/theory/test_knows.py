@@ -97,7 +97,7 @@ def test_the_table_has_a_row_for_each_use_and_optimizer(records):
 
 def test_the_section_says_where_the_free_one_is_worse(records):
     text = knows.section(records)
-    assert "Against the true one it is worse in merging two checkpoints (FAdam), " in text
+    assert "Against the true one it is worse in merging two checkpoints, " in text
     assert "Speech: f_t times the factor is 1.90 to 2.00 with batches of 2 (1.50 predicted at the last weights)" in text
     assert (
         "On the toy problem (C10), categorical likelihood, batches of 1 to 64: the median ratio is 0.96 to 1.05" in text
@@ -120,7 +120,19 @@ def test_choices_at_the_ends_of_what_was_tried_are_told(records):
     for row in record["rows"]:
         row["strength"] = 10.0 if row["method"] == "true" and row["optimizer"] == "AdamW" else 1.0
     assert knows.edges(records) == ["elastic weight consolidation (AdamW, true: 10)"]
+    assert "FAdam identity 1, free 1, empirical 1, true 1; AdamW identity 1" in knows.strengths(record)
     assert "may lie outside: elastic weight consolidation (AdamW, true: 10)." in knows.section(records)
+
+
+def test_optimizers_are_named_where_they_differ(records):
+    for row in records["pruning"]["rows"]:
+        if row["optimizer"] == "AdamW" and row["method"] == "free":
+            row["value"] += 1
+    found = knows.words(records, "free", "identity")
+    assert found["worse"] == ["pruning (AdamW)"]
+    assert found["better"] == [
+        "merging two checkpoints", "elastic weight consolidation", "pruning (FAdam)", "diagonal Laplace",
+    ]  # fmt: skip
 
 
 def test_measures_for_a_verdict(records):
