@@ -53,7 +53,8 @@ def load(folder: Path, toy: Path = TOY) -> dict[str, Any]:
         MissingRecordError: one is missing or of another schema, with the command that makes it.
     """
     commands = {use: f"python -m examples.fisher {use}" for use in USES}
-    commands |= {name: f"python -m experiments.theory.{name}" for name in ("tasks", "closed_forms")}
+    commands["tasks"] = "python -m experiments.theory.tasks"
+    commands["closed_forms"] = "python -m experiments.theory.closed_forms"
     paths = {name: folder / f"{name}.json" for name in commands} | {"toy": toy}
     commands["toy"] = "python -m experiments.theory.fisher"
     found = {}
