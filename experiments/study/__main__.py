@@ -114,10 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     named, options.studies = bool(options.studies), options.studies or names()
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = Records([options.runs, options.published])
     try:
         if options.command == "run":
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
             return run_all(options, results)
         if options.command == "choose":
             for experiment in options.studies:

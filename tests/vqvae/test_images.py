@@ -304,7 +304,9 @@ def test_fingerprint_is_of_the_pixels_and_splits(tmp_path: Path) -> None:
 
 
 def test_a_store_must_be_whole(tmp_path: Path, make_store) -> None:
-    with pytest.raises(DataError, match=r"no images at .*nowhere: make them with `make data-vqvae`"):
+    with pytest.raises(
+        DataError, match=r"no images at .*nowhere: make them with `python -m scripts\.prepare_images --source"
+    ):
         Store(tmp_path / "nowhere")
     folder = make_store()
     tiles = (folder / "tiles.u8").read_bytes()
