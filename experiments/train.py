@@ -34,9 +34,11 @@ def main(cfg: DictConfig) -> float | None:
 
     try:
         record = execute(cfg)
-    except SystemExit:
-        if stopping.orphaned():
-            os._exit(stopping.TERMINATED)  # nobody is left to tell
+    except SystemExit as end:
+        if stopping.in_worker() and end.code == stopping.TERMINATED:
+            # Told of it, the sweep would hand this process its next run before it ends.
+            sys.stdout.flush()
+            os._exit(stopping.TERMINATED)
         raise
     except Exception as error:
         sentence = in_a_sentence(error)
