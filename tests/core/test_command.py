@@ -199,7 +199,7 @@ def test_the_workers_of_a_sweep_end_with_it(tmp_path: Path, number: int) -> None
     process.send_signal(number)
     code, _, err = ended(process)
     assert code == (143 if number == signal.SIGTERM else -9)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 2 * stopping.GRACE_S  # a worker is given that long, and is noticed a little later
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
