@@ -10,13 +10,13 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from experiments.core.protocol import Bowl, Comparison, Key, Protocol, Run, Switches, rate
+from experiments.core.protocol import STEPS_PER_DECADE, Bowl, Comparison, Key, Protocol, Run, Switches, rate
 from experiments.core.records import Record, Records
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -321,7 +321,7 @@ class Planner:
 
 def step_of(run: Run) -> int:
     """The step of a planned run's learning rate."""
-    return round(5 * math.log10(dict(run.settings)[RATE]))
+    return round(STEPS_PER_DECADE * math.log10(dict(run.settings)[RATE]))
 
 
 def choose_rate(values: Mapping[int, Sequence[float]], mode: str, cliff: float) -> tuple[int | None, str]:
@@ -363,4 +363,4 @@ def wanted(stages: Sequence[Stage], results: Records) -> Iterator[Run]:
     for run in (run for stage in stages for run in stage.runs):
         if run.record not in seen and results.of(run) is None:
             seen.add(run.record)
-            yield replace(run)
+            yield run
