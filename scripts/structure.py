@@ -26,6 +26,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "experiments.theory": ("experiments.asr", "experiments.llm", "experiments.vqvae", "experiments.core", "fadam"),
     "experiments.analysis": ("experiments.core",),
     "experiments.study": ("experiments.analysis", "experiments.core"),
+    "experiments.own": ("experiments.study", "experiments.analysis", "experiments.core", "fadam"),
+    "experiments.study.__main__": ("experiments.own", "experiments.study", "experiments.analysis", "experiments.core"),
     "experiments": ("experiments.core",),
     "hydra_plugins": ("experiments.core",),
     "examples": ("experiments", "fadam"),
