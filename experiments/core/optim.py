@@ -1,4 +1,4 @@
-"""Parameter groups, made here alone so that every optimizer gets the same ones, and optimizers that need more."""
+"""Parameter groups, made only here so that every optimizer gets the same ones, and optimizers that need more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DECAY_CHOICES = ("all", "no_norms", "no_embeddings")
 
 
 def embedding_parameters(module: nn.Module) -> set[int]:
-    """The `id` of every parameter of an embedding, those that an output layer shares included."""
+    """The `id` of every parameter of an embedding, also of one that an output layer shares."""
     return {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
 
 
@@ -38,7 +38,8 @@ def parameter_groups(module: nn.Module, decay: Decay) -> list[dict[str, Any]]:
     if decay not in DECAY_CHOICES:
         raise ConfigError(f"module.decay must be one of {', '.join(DECAY_CHOICES)}, got {decay!r}")
     embeddings = embedding_parameters(module)
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
