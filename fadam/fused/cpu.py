@@ -30,9 +30,9 @@ class _Call(ctypes.Structure):
     """FAdamCall of cpu.cpp."""
 
     _fields_ = (
-        ("size", ctypes.c_int64),
+        ("num_tensors", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("params", "grads", "momentums", "fims", "steps", "types")),
-        *((name, ctypes.c_void_p) for name in ("numels", "logical", "offsets", "indices")),
+        *((name, ctypes.c_void_p) for name in ("sizes", "numels", "offsets", "indices")),
         *((name, ctypes.c_void_p) for name in ("gradient_sums", "metric_sums")),
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "eps2", "clip", "rho")),
         *((name, ctypes.c_double) for name in ("weight_decay", "grad_scale")),
@@ -43,7 +43,7 @@ class _Call(ctypes.Structure):
 class _Threads(ctypes.Structure):
     """FAdamThreads of cpu.cpp."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("parallel", "number", "count"))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("parallel", "rank", "threads"))
 
 
 def refusal(
@@ -150,7 +150,7 @@ class CpuBackend:
         self._found_inf = found_inf
         self._copies: list[tuple[Tensor, Tensor]] = []  # what was handed over, and what takes its place
         lists = self._alike(list(params), list(grads), list(momentums), list(fims))
-        count = len(lists[0])
+        num_tensors = len(lists[0])
         # The arrays must live as long as the call that points to them.
         addresses = [array("Q", map(Tensor.data_ptr, tensors)) for tensors in (*lists, steps)]
         self._arrays = [
@@ -162,12 +162,12 @@ class CpuBackend:
             array("q", indices) if indices is not None else None,
         ]
         self._tensors = (*lists, steps)  # keeps the addresses valid
-        self._sums = torch.zeros(3, count, dtype=torch.float64, device="cpu")
+        self._sums = torch.zeros(3, num_tensors, dtype=torch.float64, device="cpu")
         self._call = _Call(
-            count,
+            num_tensors,
             *(a.buffer_info()[0] if a is not None else None for a in self._arrays),
             self._sums.data_ptr(),
-            self._sums.data_ptr() + 8 * count,
+            self._sums.data_ptr() + 8 * num_tensors,
             float(lr),
             beta1,
             beta2,

@@ -191,7 +191,7 @@ class CudaBackend:
         **_: Any,
     ) -> None:
         self._device = params[0].device
-        self._size = len(params)
+        self._num_slots = len(params)  # columns of the sums
         self._eps, self._eps2, self._ceiling = float(eps), float(eps2), float(eps ** (2 * fim_rho))
         self._clip, self._eps_mode = clip, eps_mode
         self._rows = 0 if clip is None else 1 if weight_decay == 0 else 2  # of sums of n^2 and w^2
@@ -199,7 +199,7 @@ class CudaBackend:
             "RHO": float(fim_rho),
             "EPS_MODE": eps_mode,
             "MAXIMIZE": maximize,
-            "WEIGHT_DECAY": weight_decay != 0,
+            "WITH_W": weight_decay != 0,
         }
         self._stochastic = stochastic_rounding
         self._rates = {
@@ -218,7 +218,7 @@ class CudaBackend:
         numels = [p.numel() for p in params] if numels is None else numels
         offsets = [0] * len(params) if offsets is None else offsets
         indices = range(len(params)) if indices is None else indices
-        groups: dict[tuple[torch.dtype, ...], Sequence[int]] = {(): range(self._size)}
+        groups: dict[tuple[torch.dtype, ...], Sequence[int]] = {(): range(self._num_slots)}
         if any(len(set(map(attrgetter("dtype"), tensors))) > 1 for tensors in (params, grads, momentums, fims)):
             groups = {}
             for i, four in enumerate(zip(params, grads, momentums, fims, strict=True)):
@@ -228,7 +228,7 @@ class CudaBackend:
         with self._on_device():
             self._parts = [
                 self._part([[x[i] for i in index] for x in (params, grads, momentums, fims, steps)],
-                           [[x[i] for i in index] for x in (numels, range(self._size), offsets, indices)],
+                           [[x[i] for i in index] for x in (numels, range(self._num_slots), offsets, indices)],
                            beta2, capturable)
                 for index in groups.values()
             ]  # fmt: skip
@@ -236,7 +236,7 @@ class CudaBackend:
     def gradient_sums(self) -> Tensor:
         """(N,) float64: sum of g^2 of each tensor; zeros with ``eps_mode="fixed"``, which needs none."""
         if self._eps_mode == "fixed":
-            return torch.zeros(self._size, dtype=torch.float64, device=self._device)
+            return torch.zeros(self._num_slots, dtype=torch.float64, device=self._device)
         sums = self._new_sums()
         with self._on_device():
             for part in self._parts:
@@ -300,8 +300,9 @@ class CudaBackend:
         plan = part.plan
         self._launch(
             kernels.gradient_kernel,
-            (plan.n_chunks,),
-            *(plan.table, part.gradients, plan.chunks, part.partials, self._grad_scale, plan.n, plan.chunk),
+            (plan.num_chunks,),
+            *(plan.table, part.gradients, plan.chunks, part.partials, self._grad_scale),
+            *(plan.num_tensors, plan.chunk_size),
             G=plan.types["G"],
             MAXIMIZE=self._options["MAXIMIZE"],
             BLOCK=plan.block,
@@ -312,9 +313,10 @@ class CudaBackend:
         plan = part.plan
         self._launch(
             kernels.metric_kernel,
-            (plan.n_chunks,),
+            (plan.num_chunks,),
             *(plan.table, part.gradients, plan.chunks, part.partials, sums, part.weights, self._grad_scale),
-            *(part.decay, part.gain, self._ceiling, self._eps, self._eps2, plan.n, plan.n_chunks, plan.chunk),
+            *(part.beta2_t, part.rest2_t, self._ceiling, self._eps, self._eps2),
+            *(plan.num_tensors, plan.num_chunks, plan.chunk_size),
             **{name: plan.types[name] for name in "GFP"},
             **self._options,
             GUESS=guess,
@@ -328,8 +330,9 @@ class CudaBackend:
         plan = part.plan
         self._launch(
             kernels.sum_kernel,
-            (plan.n, rows),
-            *(plan.table, part.partials, sums, self._eps, self._eps2, plan.n, plan.n_chunks, self._size, row),
+            (plan.num_tensors, rows),
+            *(plan.table, part.partials, sums, self._eps, self._eps2),
+            *(plan.num_tensors, plan.num_chunks, self._num_slots, row),
             GUESS=guess,
             REDO=redo,
             BLOCK=1024,
@@ -342,15 +345,15 @@ class CudaBackend:
                 plan = part.plan
                 self._launch(
                     kernels.apply_kernel,
-                    (plan.n_chunks,),
+                    (plan.num_chunks,),
                     *(plan.table, part.gradients, plan.chunks, sums, part.weights, self._lr),
-                    *(self._grad_scale, self._found_inf, part.decay, part.gain, part.count),
+                    *(self._grad_scale, self._found_inf, part.beta2_t, part.rest2_t, part.t),
                     *(self._ceiling, self._eps, self._eps2),
                     **self._rates,
                     **plan.limits,
-                    n=plan.n,
-                    n_slots=self._size,
-                    chunk=plan.chunk,
+                    num_tensors=plan.num_tensors,
+                    num_slots=self._num_slots,
+                    chunk_size=plan.chunk_size,
                     **plan.types,
                     **self._options,
                     CLIP=self._clip is not None,
@@ -372,7 +375,7 @@ class CudaBackend:
         return torch.cuda.device(self._device)
 
     def _new_sums(self) -> Tensor:
-        return torch.empty((3, self._size), dtype=torch.float64, device=self._device)
+        return torch.empty((3, self._num_slots), dtype=torch.float64, device=self._device)
 
     def _part(
         self,
@@ -388,23 +391,23 @@ class CudaBackend:
             self._copy_unlike(params, grads, momentums, fims)
         plan = _plan(owner, params, grads[0].dtype, momentums, fims, numbers, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
-        partials = torch.empty(3 * plan.n_chunks + 1, dtype=torch.float64, device=self._device)
+        partials = torch.empty(3 * plan.num_chunks + 1, dtype=torch.float64, device=self._device)
         part = _Part(plan, gradients, partials, tensors)
         if capturable or not steps[0].is_cpu:
-            part.weights = torch.empty((3, plan.n), dtype=torch.float32, device=self._device)
+            part.weights = torch.empty((3, plan.num_tensors), dtype=torch.float32, device=self._device)
             self._launch(
                 kernels.fim_weights_kernel,
-                (-(-plan.n // 128),),
+                (-(-plan.num_tensors // 128),),
                 *(plan.addresses("steps", steps, self._launch), part.weights),
-                *(math.log(beta2) if beta2 > 0 else -math.inf, 1.0 - beta2, plan.n),
+                *(math.log(beta2) if beta2 > 0 else -math.inf, 1.0 - beta2, plan.num_tensors),
                 BLOCK=128,
                 num_warps=4,
             )
             return part
         ts = [step.item() for step in steps]
         if len(set(ts)) == 1:
-            decay, gain = fim_weights(beta2, ts[0])
-            part.decay, part.gain, part.count = float(decay), float(gain), int(ts[0])
+            beta2_t, rest2_t = fim_weights(beta2, ts[0])
+            part.beta2_t, part.rest2_t, part.t = float(beta2_t), float(rest2_t), int(ts[0])
         else:
             weights = zip(*(fim_weights(beta2, t) for t in ts), strict=True)
             part.weights = _to_device([*weights, ts], torch.float32, self._device)
@@ -435,10 +438,10 @@ class _Part:
     def __init__(self, plan: _Plan, gradients: Tensor, partials: Tensor, tensors: list[list[Tensor]]) -> None:
         self.plan = plan
         self.tensors = tensors  # so that they stay where the tables say
-        self.gradients = gradients  # addresses, int64 (n,)
-        self.partials = partials  # sums of g^2, n^2 and w^2 of each chunk, and a flag; float64 (3 n_chunks + 1,)
-        # beta2_t, 1 - beta2_t and t: one number for all tensors, or a table, float32 (3, n)
-        self.decay, self.gain, self.count = 0.0, 0.0, 0
+        self.gradients = gradients  # addresses, int64 (N,)
+        self.partials = partials  # sums of g^2, n^2 and w^2 of each chunk, and a flag; float64 (3 num_chunks + 1,)
+        # beta2_t, 1 - beta2_t and t: one number for all tensors, or a table, float32 (3, N)
+        self.beta2_t, self.rest2_t, self.t = 0.0, 0.0, 0
         self.weights: Tensor | None = None
 
 
@@ -456,20 +459,20 @@ class _Plan:
     ) -> None:
         """`columns` are those of the table of tensors (see `fadam.fused.cuda_kernels`) but for FIRST and COUNT."""
         self.types, self.limits, self.block, self.stream = types, limits, block, stream
-        self.n = len(columns)
+        self.num_tensors = len(columns)
         sizes = [column[kernels.SIZE.value] for column in columns]
-        self.chunk = _CHUNKS[0]
-        while self.chunk < _CHUNKS[1] and sum(sizes) > _PROGRAMS * self.chunk:
-            self.chunk *= 2
-        counts = [-(-size // self.chunk) for size in sizes]
+        self.chunk_size = _CHUNKS[0]
+        while self.chunk_size < _CHUNKS[1] and sum(sizes) > _PROGRAMS * self.chunk_size:
+            self.chunk_size *= 2
+        counts = [-(-size // self.chunk_size) for size in sizes]
         firsts = [0, *accumulate(counts)]
-        self.n_chunks = firsts.pop()
+        self.num_chunks = firsts.pop()
         rows: list[Sequence[int]] = [*zip(*columns, strict=True)]
         rows[kernels.FIRST.value : kernels.FIRST.value] = [firsts, counts]
         self.table = _to_device(rows, torch.int64, device)
         host: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
-        tensor = torch.repeat_interleave(torch.arange(self.n, **host), torch.tensor(counts, **host))
-        number = torch.arange(self.n_chunks, **host) - torch.tensor(firsts, **host)[tensor]
+        tensor = torch.repeat_interleave(torch.arange(self.num_tensors, **host), torch.tensor(counts, **host))
+        number = torch.arange(self.num_chunks, **host) - torch.tensor(firsts, **host)[tensor]
         self.chunks = _to_device(torch.stack([tensor, number], 1), torch.int32, device)
         self._known: dict[str, tuple[list[int], Tensor]] = {}
         self._captured: list[Tensor] = []
@@ -484,7 +487,7 @@ class _Plan:
                 self._captured.append(table)  # the graph does not hold it
             return table
         if capturing:
-            table = torch.empty(self.n, dtype=torch.int64, device=table.device)
+            table = torch.empty(self.num_tensors, dtype=torch.int64, device=table.device)
             write_addresses(table, now, launch)
             return table
         table = _to_device(now, torch.int64, table.device)
@@ -548,7 +551,7 @@ def write_addresses(table: Tensor, addresses: list[int], launch: Callable[..., N
             kernels.address_kernel,
             (1,),
             *(table, tuple(odd), first, len(addresses)),
-            SIZE=_ADDRESSES,
+            ADDRESSES=_ADDRESSES,
             num_warps=1,
         )
 
