@@ -33,8 +33,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, AdamW, Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fadam.functional import is_sharded
-from fadam.optimizer import FAdam, whole
+from fadam.bookkeeping import gathered, is_sharded
+from fadam.optimizer import FAdam
 
 Loss = Callable[[Any, Any], Tensor]
 Reduction = Literal["mean", "sum"]
@@ -202,7 +202,7 @@ def diagonal_fim(
             wide = moment.to(torch.promote_types(moment.dtype, torch.float32))
             correction = 1.0 if isinstance(optimizer, FAdam) else 1 - beta2**t
             value = wide * (factor / correction)
-            found[names[param]] = whole(value) if gather else value
+            found[names[param]] = gathered(value) if gather else value
             betas.add(beta2)
             steps.add(t)
     if not found:
@@ -490,7 +490,7 @@ def weights_hash(model: nn.Module) -> str:
     """SHA-256 of the model's parameters: names, shapes, dtypes and values. Sharded ones are gathered one by one."""
     digest = hashlib.sha256()
     for name, param in model.named_parameters():
-        value = whole(param.detach()).cpu().contiguous()
+        value = gathered(param.detach()).cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
         if value.numel():
             size = value.numel() * value.element_size()

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from fadam.backend import Taken, fused_refusal, is_ablation, take_path
-from fadam.functional import Task, as_real, begin, is_sharded, local_part, take
-from fadam.options import DEFAULTS, DTYPES, Checked, checked_options, refuse_old, refuse_unknown, renew, to_save
+from fadam.backend import Taken, take_path, unavailable
+from fadam.bookkeeping import Tensors, as_real, gathered, is_sharded, local_part
+from fadam.functional import take
+from fadam.options import DTYPES, Options, Watched, refuse_old, refuse_unknown, renew, to_save
 
 STATE_KEYS = ("step", "momentum", "fim")
 
@@ -179,29 +180,9 @@ class FAdam(Optimizer):
         **unknown: NoReturn,
     ) -> None:
         refuse_unknown(unknown)
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "eps2": eps2,
-            "clip": clip,
-            "fim_rho": fim_rho,
-            "weight_decay": weight_decay,
-            "eps_mode": eps_mode,
-            "momentum_mode": momentum_mode,
-            "decay_mode": decay_mode,
-            "correct_momentum": correct_momentum,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "momentum_dtype": momentum_dtype,
-            "fim_dtype": fim_dtype,
-            "fused": fused,
-            "stochastic_rounding": stochastic_rounding,
-        }
-        self._checked: list[Checked] = []
-        super().__init__(params, checked_options(defaults))
+        options = Options.of(locals())  # of the arguments above
+        self._watched: list[Watched] = []
+        super().__init__(params, options.as_dict())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; options it does not give are those of the constructor.
@@ -212,7 +193,7 @@ class FAdam(Optimizer):
         """
         if isinstance(param_group, dict):
             refuse_old(param_group)
-            param_group.update(checked_options({**self.defaults, **param_group}))
+            param_group.update(Options.of({**self.defaults, **param_group}).as_dict())
         before = len(self.param_groups)
         super().add_param_group(param_group)
         try:
@@ -228,21 +209,21 @@ class FAdam(Optimizer):
         return all(group["fused"] for group in self.param_groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore from a pickle or a state dict; options that an older one does not know get their
-        defaults, and those that had another name there their name of today.
+        """Restore from a pickle or a state dict. Options that an older one lacks get their defaults, and options that
+        had another name then get today's.
 
         Raises:
             ValueError: for an option outside its range.
         """
         super().__setstate__(state)
-        self._checked = []
+        self._watched = []
         renew(self.defaults)
         for group in self.param_groups:
             renew(group)
-            group.update(checked_options(group))
+            group.update(Options.of(group).as_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """The state and the groups' options, dtypes among them as their names: what gathers state dicts from several
+        """The state and the groups' options. Dtypes are saved by name, because what gathers state dicts from several
         processes knows numbers, strings and tensors only."""
 
         def named(_: Optimizer, packed: dict[str, Any]) -> None:
@@ -265,8 +246,7 @@ class FAdam(Optimizer):
             ValueError: if a parameter's state is not FAdam's or of another shape than the parameter, if the groups do
                 not match, or for an option outside its range. Nothing is changed then.
         """
-        # Base class and hooks may replace the dict, so that what is loaded is known to the last of the
-        # pre-hooks only.
+        # Base class and hooks may replace the dict, so that only the last pre-hook knows what is loaded.
         loaded: dict[str, Any] = {}
         narrowed: dict[str, str] = {}
         asked = [{name: group[name] for name in DTYPES} for group in self.param_groups]
@@ -274,7 +254,7 @@ class FAdam(Optimizer):
         def check(_: Optimizer, final: dict[str, Any]) -> None:
             for group in final["param_groups"]:
                 renew(options := dict(group))
-                checked_options(options)
+                Options.of(options)
             # What stands under other keys than the parameters' is somebody else's, and is kept.
             for key in [key for group in final["param_groups"] for key in group["params"] if key in final["state"]]:
                 entry = final["state"][key]
@@ -303,7 +283,7 @@ class FAdam(Optimizer):
                 if key not in loaded["state"]:
                     continue
                 saved, state = loaded["state"][key], self.state[param]
-                state["step"] = _step_count(saved["step"], param, group)
+                state["step"] = _step_count(saved["step"], param, Options.of(group))
                 for name in ("momentum", "fim"):
                     dtype = dtypes[f"{name}_dtype"] or _kept_dtype(saved[name], param, group[f"{name}_dtype"])
                     if torch.promote_types(saved[name].dtype, dtype) != dtype:
@@ -341,24 +321,22 @@ class FAdam(Optimizer):
                 loss = closure()
 
         # All groups are checked before the first update, so that one that is refused leaves every parameter as it was.
-        checked = self._options()
+        every = self._options()
         stepped = [[p for p in group["params"] if _has_dense_grad(p)] for group in self.param_groups]
-        tasks: list[Task] = []
-        first = 0
-        for group, options, params in zip(self.param_groups, checked, stepped, strict=True):
-            with torch.set_grad_enabled(options["differentiable"]):
-                tasks += self._tasks(group, options, params, first)
+        groups: list[tuple[Tensors, Options]] = []
+        first = 0  # number of the group's first parameter among all of the optimizer's
+        for group, options, params in zip(self.param_groups, every, stepped, strict=True):
+            groups.append((self._tensors(group["params"], params, options, first), options))
             first += len(group["params"])
-        take(tasks)
+        take(groups, grad_scale=self._scaler_number("grad_scale"), found_inf=self._scaler_number("found_inf"))
         return loss
 
     @torch.no_grad()
     def paths(self) -> list[dict[str, Taken]]:
-        """Which implementation would step each group's parameters now, by the type of their device, and why it is not
-        the fused one where it is not: ``[{"cpu": Taken(path="single", reason="there is no C++ compiler ...")}]``.
+        """Which implementation would step each group's parameters now, by the type of their device, and why not the
+        fused one: ``[{"cpu": Taken(path="single", reason="there is no C++ compiler ...")}]``.
 
-        Nothing is changed, but the C++ may be compiled. Gradients that are not there are taken for ones like their
-        parameters.
+        Nothing is changed, but the C++ may be compiled. A gradient that is missing counts as one like its parameter.
 
         Raises:
             RuntimeError: for ``fused=True`` where that cannot be had.
@@ -372,7 +350,7 @@ class FAdam(Optimizer):
             found.append({device: self._path(params, options) for device, params in by_device.items()})
         return found
 
-    def _path(self, params: list[Tensor], options: Mapping[str, Any]) -> Taken:
+    def _path(self, params: list[Tensor], options: Options) -> Taken:
         rows: list[list[Tensor]] = []
         for p in params:
             real = as_real(local_part(p.detach()))
@@ -380,33 +358,31 @@ class FAdam(Optimizer):
             state = self.state.get(p, {})
             if "step" in state:
                 row = [local_part(state[name]) for name in ("momentum", "fim", "step")]
-            elif options["capturable"]:  # where the strides of the states matter
+            elif options.capturable:  # where the strides of the states matter
                 row = [initial_state(real, options)[name] for name in ("momentum", "fim", "step")]
             else:
-                one, dtypes = real.new_ones(()), (options["momentum_dtype"], options["fim_dtype"])
+                one, dtypes = real.new_ones(()), (options.momentum_dtype, options.fim_dtype)
                 row = [*(one.to(dtype or one.dtype).expand(real.shape) for dtype in dtypes)]
                 row.append(one.to(_step_device(p, options), torch.float32))
             rows.append([real, grad, *row])
-        taken = take_path(
-            *zip(*rows, strict=True),
-            **{name: options[name] for name in ("foreach", "fused", "differentiable")},
-            options=options,
-        )
+        lists: list[list[Tensor]] = [list(column) for column in zip(*rows, strict=True)]
+        taken = take_path(Tensors(*lists), options)
         if taken.path == "single" and any(map(is_sharded, params)):  # which the loop does not know
             return Taken("foreach", taken.reason)
         return taken
 
-    def _options(self) -> list[dict[str, Any]]:
+    def _options(self) -> list[Options]:
         """Those of each group, checked."""
         if torch.compiler.is_compiling():  # the groups hold constants of the graph then
-            return [{name: group[name] for name in DEFAULTS} for group in self.param_groups]
-        while len(self._checked) < len(self.param_groups):
-            self._checked.append(Checked())
-        return [check(group) for check, group in zip(self._checked, self.param_groups, strict=False)]
+            return [Options.of(group) for group in self.param_groups]
+        while len(self._watched) < len(self.param_groups):
+            self._watched.append(Watched())
+        return [watched(group) for watched, group in zip(self._watched, self.param_groups, strict=False)]
 
-    def _tasks(self, group: dict[str, Any], options: dict[str, Any], params: list[Tensor], first: int) -> list[Task]:
-        """What there is to do for one group, once it has been checked; `first` is the number of its first parameter
-        among all of the optimizer's."""
+    @torch.no_grad()
+    def _tensors(self, every: list[Tensor], params: list[Tensor], options: Options, first: int) -> Tensors:
+        """Those of one group that have a gradient, with their states, of which new ones are made. `every` are all of
+        its parameters, and `first` is the number of the first one among all of the optimizer's."""
         states = [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
             if "step" not in state:  # others may have put something there
@@ -414,22 +390,15 @@ class FAdam(Optimizer):
             elif not isinstance(state["step"], Tensor) or state["step"].dtype != torch.float32:
                 state["step"] = _step_count(state["step"], p, options)
         indices = None
-        if options["stochastic_rounding"]:  # whether others have gradients must not matter
-            indices = [i for i, p in enumerate(group["params"], first) if p.grad is not None]
-        rest = {name: value for name, value in options.items() if name not in ("betas", "momentum_dtype", "fim_dtype")}
-        beta1, beta2 = options["betas"]
-        return begin(
+        if options.stochastic_rounding:  # whether others have gradients must not matter
+            indices = [i for i, p in enumerate(every, first) if p.grad is not None]
+        return Tensors(
             params,
             [p.grad for p in params if p.grad is not None],
             [state["momentum"] for state in states],
             [state["fim"] for state in states],
             [state["step"] for state in states],
-            beta1=beta1,
-            beta2=beta2,
             indices=indices,
-            grad_scale=self._scaler_number("grad_scale"),
-            found_inf=self._scaler_number("found_inf"),
-            **rest,
         )
 
     def _scaler_number(self, name: str) -> Tensor | None:
@@ -439,7 +408,7 @@ class FAdam(Optimizer):
             return None
         if not isinstance(number, Tensor):  # a scaler that has seen no gradient says found_inf = 0, the number
             return torch.tensor(float(number), dtype=torch.float32, device="cpu")
-        return whole(number)
+        return gathered(number)
 
     def _check_capture(self) -> None:
         if torch.compiler.is_compiling() or not torch.cuda.is_available():
@@ -456,17 +425,15 @@ class FAdam(Optimizer):
                 )
 
 
-def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-    """t = 0, m_0 = 0 and f_0 = 1 for one parameter, in the group's dtypes."""
-    real = torch.view_as_real(param) if param.is_complex() else param
+def initial_state(param: Tensor, options: Options) -> dict[str, Tensor]:
+    """t = 0, m_0 = 0 and f_0 = 1 for one parameter, in the options' dtypes."""
+    real = as_real(param)
     return {
-        "step": torch.zeros((), dtype=torch.float32, device=_step_device(param, group)),
+        "step": torch.zeros((), dtype=torch.float32, device=_step_device(param, options)),
         "momentum": torch.zeros_like(
-            real, dtype=group["momentum_dtype"], memory_format=torch.preserve_format, requires_grad=False
+            real, dtype=options.momentum_dtype, memory_format=torch.preserve_format, requires_grad=False
         ),
-        "fim": torch.ones_like(
-            real, dtype=group["fim_dtype"], memory_format=torch.preserve_format, requires_grad=False
-        ),
+        "fim": torch.ones_like(real, dtype=options.fim_dtype, memory_format=torch.preserve_format, requires_grad=False),
     }
 
 
@@ -476,15 +443,15 @@ def _kept_dtype(state: Tensor, param: Tensor, option: torch.dtype | None) -> tor
     return own if option is None and torch.promote_types(state.dtype, own) == own else state.dtype
 
 
-def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:
+def _step_device(param: Tensor, options: Options) -> torch.device:
     # On the host, a step count costs no kernel; but a scaler's found_inf, which may take a step back, is on the device.
-    return param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+    return param.device if options.capturable or options.fused else torch.device("cpu")
 
 
-def _step_count(count: Any, param: Tensor, group: Mapping[str, Any]) -> Tensor:
+def _step_count(count: Any, param: Tensor, options: Options) -> Tensor:
     """A number or tensor of any dtype as a new state `step`."""
     step = count if isinstance(count, Tensor) else torch.tensor(count, device="cpu")
-    return step.to(_step_device(param, group), torch.float32, copy=True).reshape(())
+    return step.to(_step_device(param, options), torch.float32, copy=True).reshape(())
 
 
 def _check_shapes(name: object, param: Tensor, state: Mapping[str, Any]) -> None:
@@ -522,18 +489,19 @@ def _check_param(param: Tensor) -> None:
 
 
 def _check_params(group: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for a parameter that FAdam cannot step.
+        RuntimeError: for ``fused=True`` where that cannot be had.
+    """
     for param in group["params"]:
         _check_param(param)
-    if group["fused"] and not is_ablation(group):
+    options = Options.of(group)
+    if options.fused and options.published:
         for device in {p.device.type for p in group["params"]} - {"meta"}:  # those may get a device yet
-            refused = fused_refusal([], [], [], [], [], group, device)
-            if refused is not None:
-                raise RuntimeError(f"FAdam: fused=True is not available: {refused}")
-
-
-def whole(x: Tensor) -> Tensor:
-    """The logical tensor, gathered where it is sharded."""
-    return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
+            reason = unavailable(options, device)
+            if reason is not None:
+                raise RuntimeError(f"FAdam: fused=True is not available: {reason}")
 
 
 def _has_dense_grad(param: Tensor) -> bool:

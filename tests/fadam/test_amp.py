@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fadam import FAdam
-from fadam.functional import amp_tensors
+from fadam.bookkeeping import amp_tensors
 from fadam.optimizer import initial_state
+from fadam.options import Options
 from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
 
 FUSED: list[dict[str, Any]] = [{}, {"momentum_mode": "gradient"}, {"decay_mode": "decoupled"}]
@@ -98,8 +99,7 @@ def test_only_where_every_group_is_fused() -> None:
 def test_the_step_count_is_where_the_overflow_is_known() -> None:
     p = torch.empty(3, device="meta")
     for options, device in (({"fused": True}, "meta"), ({"capturable": True}, "meta"), ({}, "cpu")):
-        (group,) = FAdam([p], **options).param_groups
-        assert initial_state(p, group)["step"].device.type == device
+        assert initial_state(p, Options(**options))["step"].device.type == device
     opt = FAdam([p])
     p.grad = torch.empty_like(p)
     opt.found_inf = torch.empty((), device="meta")  # type: ignore[attr-defined]
