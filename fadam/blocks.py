@@ -65,6 +65,8 @@ class BlockBackend:
         self._weights: dict[float, tuple[float, float]] = {}
 
     def run(self) -> None:
+        if self.tensors.found_inf is not None and self.tensors.found_inf.item() != 0:
+            return
         indices = range(len(self.tensors.params)) if self.tensors.indices is None else self.tensors.indices
         for i, tensors in enumerate(zip(*self.tensors.four, self.tensors.steps, strict=True)):
             self.step(*tensors, indices[i])

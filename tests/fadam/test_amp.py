@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fadam import FAdam
-from fadam.bookkeeping import amp_tensors
+from fadam.blocks import BlockBackend, SingleBlockBackend
+from fadam.bookkeeping import Tensors, amp_tensors
 from fadam.optimizer import initial_state
 from fadam.options import Options
 from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
@@ -152,3 +153,13 @@ def test_a_scaler_that_saw_no_gradient_changes_nothing() -> None:
     assert (p < 1).all()
     torch.testing.assert_close(q.detach(), torch.ones(3), rtol=0, atol=0)
     assert not other.state
+
+
+@pytest.mark.parametrize("backend", [BlockBackend, SingleBlockBackend])
+def test_an_overflow_that_another_device_found_stops_the_blocks(backend: Any) -> None:
+    """Of parameters on the CPU beside others on a GPU: the number has come to the host then."""
+    four = [torch.ones(3), torch.full((3,), math.inf), torch.zeros(3), torch.ones(3)]
+    before = [x.clone() for x in four]
+    tensors = Tensors(*([x] for x in four), [torch.ones(())], found_inf=torch.ones(()))
+    backend(tensors, Options()).run()
+    torch.testing.assert_close(four, before, rtol=0, atol=0)
