@@ -2,7 +2,7 @@
 #   SCALE=cpu            cpu, gpu, ... : which experiment, <task>_<scale>
 #   SEEDS=201,202,203    evaluation seeds: the first of the study's
 #   JOBS=2               runs at a time
-#   OPTIMIZERS=adamw_clip,fadam
+#   OPTIMIZERS=adamw_clip,fadam  what is compared
 #   ARGS=                further Hydra overrides, such as ARGS="logger=wandb"; ARGS="debug=fast" tries two steps
 #   PYTHON=python3       makes the environment in .venv; 3.11 or newer
 SHELL := /bin/bash
@@ -27,9 +27,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z%][a-zA-Z0-9%_-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' \
-		| awk -F '\t' '{printf "  make %-18s %s\n", $$1, $$2}'
-	@echo; sed -n '2,7s/^#  /  /p' $(firstword $(MAKEFILE_LIST))
+	@awk -v width="$${COLUMNS:-$$(tput cols 2>/dev/null || echo 80)}" -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
 
 .PHONY: install
 install: $(READY) ## make the environment in .venv (about 6 GB; a few minutes)

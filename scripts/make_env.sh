@@ -36,4 +36,4 @@ tell() {
 say "2 of 3: the packages, about 6 GB, most of it torch; a few minutes"
 "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
     -c constraints.txt -e ".[experiments,speech,bench,examples,dev]" | tell
-say "Installed into $venv."
+say "Installed into $venv. For commands that begin with python: . $venv/bin/activate"

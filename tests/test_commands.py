@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -302,3 +303,17 @@ def test_all_alternatives_of_a_sweep_are_looked_at() -> None:
     first = ["experiment=asr_cpu", "optimizer=adamw_clip", "seed=1"]
     assert list(compositions(words)) == [first, ["experiment=asr_cpu", "optimizer=fadam", "seed=1"]]
     assert list(itertools.chain(*compositions(["experiment=asr_cpu"]))) == ["experiment=asr_cpu"]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_help_fits_its_terminal(width: int) -> None:
+    line = ["make", "--no-print-directory", "help"]
+    environment = {**os.environ, "COLUMNS": str(width)}
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment, check=True)
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    named = {words[1] for words in map(str.split, lines) if words[:1] == ["make"] and len(words) > 1}
+    described = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(described) <= named
+    assert "The comparisons" in lines
+    assert all(f"{name}=" in done.stdout for name in ("SCALE", "SEEDS", "JOBS", "OPTIMIZERS", "ARGS", "PYTHON"))

@@ -32,6 +32,7 @@ from experiments.core import resolvers as resolvers
 from experiments.core.callbacks import History, NonFiniteGradients, everyones, has_nan, is_evaluation
 from experiments.core.checkpoint import WholeFiles
 from experiments.core.checks import check_choices
+from experiments.core.choices import CONFIGS
 from experiments.core.data import ResumableDataModule
 from experiments.core.errors import ConfigError, UserError
 from experiments.core.folder import CarryIdentity, Identity, RunFolder, rank_zero_print
@@ -183,9 +184,10 @@ def check_gpu(cfg: DictConfig) -> None:
         ConfigError: naming what does without.
     """
     if cfg.trainer.accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"{cfg.experiment_name} wants a CUDA GPU, and this machine has none: take experiment={cfg.task}_cpu"
-        )
+        name = str(cfg.experiment_name)
+        alike = re.sub("_(gpu|paper)(?=_|$)", "_cpu", name)
+        small = alike if (CONFIGS / "experiment" / f"{alike}.yaml").is_file() else f"{cfg.task}_cpu"
+        raise ConfigError(f"{name} wants a CUDA GPU, and this machine has none: take experiment={small}")
 
 
 @contextlib.contextmanager

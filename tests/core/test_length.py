@@ -94,10 +94,14 @@ def test_a_run_of_a_toy_says_it_and_keeps_its_name(compose_config, capsys) -> No
     assert capsys.readouterr().out.startswith(said)
 
 
-def test_a_gpu_that_is_missing_is_a_sentence(compose_config, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "small"),
+    [("asr_gpu", "asr_cpu"), ("vqvae_gpu_gaussian", "vqvae_cpu_gaussian"), ("vqvae_paper", "vqvae_cpu")],
+)
+def test_a_gpu_that_is_missing_is_a_sentence(compose_config, monkeypatch, wanted: str, small: str) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"asr_gpu wants a CUDA GPU, and .* none: take experiment=asr_cpu"):
-        run.execute(compose_config("experiment=asr_gpu", "debug=fast"))
+    with pytest.raises(ConfigError, match=rf"{wanted} wants a CUDA GPU, and .* none: take experiment={small}$"):
+        run.execute(compose_config(f"experiment={wanted}", "debug=fast"))
 
 
 def test_the_command_line_is_hydras(compose_config) -> None:

@@ -44,7 +44,7 @@ def test_the_installation_shows_what_it_does(tmp_path: Path) -> None:
         "    fetches torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl (530.7 MB)",
         f"  2 of about {packages}: filelock",
         "3 of 3: unpacks them, a minute or two",
-        f"Installed into {tmp_path}/venv.",
+        f"Installed into {tmp_path}/venv. For commands that begin with python: . {tmp_path}/venv/bin/activate",
     ]
 
 
