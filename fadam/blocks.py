@@ -60,6 +60,9 @@ class BlockBackend:
 
     def __init__(self, tensors: Tensors, options: Options) -> None:
         self.tensors, self.options = tensors, options
+        self.lr, self.beta1 = options.rate, options.beta1
+        self.natural_momentum = options.momentum_mode == "natural"
+        self.natural_decay = options.decay_mode == "natural"
         self.scale = None if tensors.grad_scale is None else float(tensors.grad_scale)
         self._rooms: dict[tuple[str, torch.dtype, int], Tensor] = {}
         self._weights: dict[float, tuple[float, float]] = {}
@@ -141,15 +144,12 @@ class _OneTensor:
         self, backend: BlockBackend, param: Tensor, grad: Tensor, momentum: Tensor, fim: Tensor, t: float, index: int
     ) -> None:
         self.backend, self.options, self.t, self.index, self.size = backend, backend.options, t, index, param.shape[0]
-        self.lr = self.options.rate
-        self.natural_momentum = self.options.momentum_mode == "natural"
-        self.natural_decay = self.options.decay_mode == "natural"
         self.dtype = torch.float32
         if not param.dtype == grad.dtype == momentum.dtype == fim.dtype == torch.float32:
             self.dtype = working_dtype(param, grad, momentum, fim)
         self.limits = _limits(self.dtype)
         self.beta2_t, self.rest2_t = backend.weights(t)
-        self.correction = bias_correction(self.options.beta1, t) if self.options.correct_momentum else 1.0
+        self.correction = bias_correction(backend.beta1, t) if self.options.correct_momentum else 1.0
         self.overflows = self.options.clip is None  # whether theta / d may overflow, or has in another block
         if self.size <= _BLOCK or self.dtype == torch.float64:  # in float64 the last digits show the order of a sum
             self.blocks = [Block(0, param, grad, momentum, fim)]
@@ -214,7 +214,7 @@ class _OneTensor:
 
     def _decay_norm(self, w: Tensor | None) -> float:
         """That of w_t, which is bounded first where theta / d has overflowed; 0 where the decay is not clipped."""
-        if w is None or not self.natural_decay:
+        if w is None or not self.backend.natural_decay:
             return 0.0
         norm = self._norm(w)
         if not math.isfinite(norm):
@@ -243,61 +243,61 @@ class _OneTensor:
 
     def _directions(self, block: Block, first: bool) -> Directions:
         """With `first`, f_t is made in place where that does not round it; else it is there, or is made beside."""
-        options, dtype, largest = self.options, self.dtype, self.limits.largest
+        backend, options, dtype, largest = self.backend, self.options, self.dtype, self.limits.largest
         g = self._gradient(block)
         f = self._wide(block.fim, "f")
         if first or f is not block.fim:
             f.mul_(self.beta2_t).addcmul_(g, g, value=self.rest2_t)
             if self.large:
                 f.clamp_(max=largest)
-        d = self.backend.room("d", g, dtype)
+        d = backend.room("d", g, dtype)
         d = torch.sqrt(f, out=d) if options.fim_rho == 0.5 else torch.pow(f, options.fim_rho, out=d)
         d.add_(self.eps_term)
         if not self.eps_term >= self.limits.tiny:
             d.masked_fill_(d == 0, math.inf)
-        n, average = self.backend.room("n", g, dtype), None
-        if self.natural_momentum:
+        n, average = backend.room("n", g, dtype), None
+        if backend.natural_momentum:
             torch.div(g, d, out=n)
         else:
-            average = self.backend.room("m", g, dtype).copy_(block.momentum)
-            average.mul_(options.beta1).add_(g, alpha=1 - options.beta1)
+            average = backend.room("m", g, dtype).copy_(block.momentum)
+            average.mul_(backend.beta1).add_(g, alpha=1 - backend.beta1)
             torch.div(average, self.correction, out=n).div_(d).clamp_(min=-largest, max=largest)
         w = None
         if options.weight_decay != 0:
             w = self._wide(block.param, "p")
-            if self.natural_decay:
-                w = torch.div(w, d, out=self.backend.room("w", g, dtype))
+            if backend.natural_decay:
+                w = torch.div(w, d, out=backend.room("w", g, dtype))
                 if self.overflows:
                     w.clamp_(min=-largest, max=largest)
         return Directions(g, f, n, w, average)
 
     def _apply(self, block: Block, directions: Directions, n_divisor: float, w_divisor: float) -> None:
-        options, lr = self.options, self.lr
+        backend, options, lr = self.backend, self.options, self.backend.lr
         g, f, n, w, average = directions
         if f is not block.fim:
             store(block.fim, f)
         if n_divisor != 1:
             n.div_(n_divisor)
         if average is None:
-            m = self._wide(block.momentum, "m").mul_(options.beta1).add_(n, alpha=1 - options.beta1)
+            m = self._wide(block.momentum, "m").mul_(backend.beta1).add_(n, alpha=1 - backend.beta1)
             if m is not block.momentum:
                 store(block.momentum, m)
             update = torch.div(m, self.correction, out=n) if options.correct_momentum else m
         else:
             store(block.momentum, average)
             # NaN where g is infinite, which the bounded quotient has made a finite number.
-            update = n.add_(torch.sub(g, g, out=self.backend.room("d", g, self.dtype)))
+            update = n.add_(torch.sub(g, g, out=backend.room("d", g, self.dtype)))
         if w is not None:
-            if self.natural_decay and w_divisor != 1:
+            if backend.natural_decay and w_divisor != 1:
                 w.div_(w_divisor)
             update = torch.add(update, w, alpha=options.weight_decay, out=n)
 
         if options.stochastic_rounding and block.param.dtype == torch.bfloat16:
-            scaled = torch.mul(update, lr, out=self.backend.room("d", g, self.dtype))
+            scaled = torch.mul(update, lr, out=backend.room("d", g, self.dtype))
             values = torch.sub(block.param, scaled, out=scaled)
             block.param.copy_(stochastic_bfloat16(values, self.t, self.index, block.start))
         elif isinstance(lr, Tensor):
-            block.param.sub_(torch.mul(update, lr, out=self.backend.room("d", g, self.dtype)))
+            block.param.sub_(torch.mul(update, lr, out=backend.room("d", g, self.dtype)))
         else:
             block.param.sub_(update, alpha=lr)
 

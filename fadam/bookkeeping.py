@@ -13,7 +13,7 @@ from fadam.metric import traced
 from fadam.options import Options
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Tensors:
     """N tensors that one step updates together, with what belongs to each.
 

@@ -130,10 +130,8 @@ class PlainTask:
                     f"FAdam: a gradient or state is not of its parameter's shape: {shapes} are those of parameter, "
                     "gradient, momentum and fim"
                 )
-        device = tensors.params[0].device
-        grad_scale, found_inf = amp_tensors(device, tensors.steps, self._grad_scale, self._found_inf)
-        self._tensors = Tensors(
-            *tensors.four, tensors.steps, indices=tensors.indices, grad_scale=grad_scale, found_inf=found_inf
+        tensors.grad_scale, tensors.found_inf = amp_tensors(
+            tensors.params[0].device, tensors.steps, self._grad_scale, self._found_inf
         )
 
     def run(self) -> None:

@@ -297,7 +297,6 @@ class FAdam(Optimizer):
             self._watched.append(Watched())
         return [watched(group) for watched, group in zip(self._watched, self.param_groups, strict=False)]
 
-    @torch.no_grad()
     def _tensors(self, every: list[Tensor], params: list[Tensor], options: Options, first: int) -> Tensors:
         """Those of one group that have a gradient, with their states, of which new ones are made. `every` are all of
         its parameters, and `first` is the number of the first one among all of the optimizer's."""

@@ -218,13 +218,12 @@ class Watched:
         Raises:
             ValueError: as `Options`.
         """
-        lr = checked_rate(group["lr"])
         seen = _but_the_rate(group)
         if not self._seen or not all(map(is_, seen, self._seen)):
             self._options = Options.of({**group, "lr": 0.0})
             self._seen = seen if type(group["betas"]) is tuple else ()  # a list may change and stay the same object
-        if lr is not self._options.lr:
-            self._options = self._options.with_lr(lr)
+        if group["lr"] is not self._options.lr:
+            self._options = self._options.with_lr(group["lr"])
         return self._options
 
 
