@@ -95,6 +95,7 @@ publish: $(READY) ## copy finished records of the studies and of other scales in
 	@$(PY) -m experiments.study publish --runs "$(RUNS)"
 
 tables: $(READY) ## make README's answer, tables, figures and verdicts from the published records
+	@$(PY) -m experiments.theory.knows
 	@$(PY) -m experiments.analysis tables
 
 report: $(READY) ## make results/report.html, one page with everything, from the published records
@@ -107,11 +108,12 @@ check-report: $(READY) ## look at the page in a headless Chromium or Chrome, whi
 	@$(PY) -m experiments.analysis.check results/report.html
 
 .PHONY: fisher
-fisher: $(READY) data-asr data-llm data-vqvae ## what the optimizer knows: four uses and its size (about 10 minutes of one core)
-	@$(PY) -m examples.fisher
-	@$(PY) -m experiments.theory.closed_forms
-	@$(PY) -m experiments.theory.tasks
-	@$(PY) -m experiments.theory.knows
+fisher: $(READY) data-asr data-llm data-vqvae ## what the optimizer knows: four uses and its size, beside the published (about 20 minutes of one core)
+	@$(PY) -m examples.fisher --out "$(RUNS)/fisher"
+	@$(PY) -m experiments.theory.closed_forms --out "$(RUNS)/fisher/closed_forms.json"
+	@$(PY) -m experiments.theory.fisher --out "$(RUNS)/fisher/toy.json"
+	@$(PY) -m experiments.theory.tasks --out "$(RUNS)/fisher/tasks.json"
+	@$(PY) -m experiments.theory.knows --own "$(RUNS)/fisher"
 
 .PHONY: push
 push: $(READY) ## push the run records, and offline runs, to Weights & Biases

@@ -1,6 +1,6 @@
 """Run the four examples and keep what they gave, one small record a use.
 
-    python -m examples.fisher [USE ...] [--seeds 1,2,3,4,5] [--out results/fisher]
+    python -m examples.fisher [USE ...] [--seeds 1,2,3,4,5] [--out runs/fisher]
 
 What a record has already, from the same settings, is not made again.
 """
@@ -8,6 +8,7 @@ What a record has already, from the same settings, is not made again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import sys
@@ -48,16 +49,17 @@ def record(path: Path, use: str, seeds: Sequence[int]) -> dict[str, Any]:
         if old["settings"] == kept["settings"]:
             kept["rows"] = old["rows"]
     done = {(row["seed"], row["optimizer"]) for row in kept["rows"]}
-    for seed in seeds:
-        for optimizer in common.RATES:
-            if (seed, optimizer) in done:
-                continue
-            start = time.process_time()
-            rows = USES[use].run(seed, optimizer)
-            kept["rows"] += [{"seed": seed, "optimizer": optimizer, **rounded(row)} for row in rows]
-            write_whole(path, json.dumps(kept, indent=1) + "\n")
-            shown = ", ".join(f"{row['method']} {row['value']:.4f}" for row in rows)
-            print(f"{use} seed {seed} {optimizer}: {shown} ({time.process_time() - start:.0f} s)", flush=True)
+    every = list(itertools.product(seeds, common.RATES))
+    for number, (seed, optimizer) in enumerate(every, 1):
+        if (seed, optimizer) in done:
+            continue
+        start = time.process_time()
+        rows = USES[use].run(seed, optimizer)
+        kept["rows"] += [{"seed": seed, "optimizer": optimizer, **rounded(row)} for row in rows]
+        write_whole(path, json.dumps(kept, indent=1) + "\n")
+        shown = ", ".join(f"{row['method']} {row['value']:.4f}" for row in rows)
+        took = f"{time.process_time() - start:.0f} s"
+        print(f"{use} {number} of {len(every)}: seed {seed}, {optimizer}: {shown} ({took})", flush=True)
     return kept
 
 
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("uses", nargs="*", metavar="USE", help=f"of {', '.join(USES)} (default: all)")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="default: 1,2,3,4,5; 0 tunes")
-    parser.add_argument("--out", default="results/fisher", help="folder of the records (default: results/fisher)")
+    parser.add_argument("--out", default="runs/fisher", help="folder of the records (default: runs/fisher)")
     options = parser.parse_args(argv)
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]

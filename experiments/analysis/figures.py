@@ -57,12 +57,22 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure, name: str, says: str) -> str:
-    """The drawing for a page: ids of its own, the page's ink and font, and a name for who cannot see it."""
+    """The drawing for a page."""
     out = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
+    return inline(out.getvalue(), name, says)
+
+
+def inches(drawn: str) -> float:
+    """The width of an SVG."""
+    found = re.search(r'<svg[^>]* width="([\d.]+)pt"', drawn)
+    return float(found[1]) / 72 if found else WIDTH
+
+
+def inline(drawn: str, name: str, says: str) -> str:
+    """An SVG for a page: ids of its own, the page's ink and font, and a name for who cannot see it."""
+    text = drawn[drawn.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.analysis import bowls, figures, plain, samples, tables, verdicts
 from experiments.analysis.comparisons import Study
 from experiments.analysis.paper import PAPER, load_paper
-from experiments.analysis.table import Table
+from experiments.analysis.table import Cell, Table
 from experiments.core import plan
 from experiments.core.catalogue import TASKS, arm, task, where
 from experiments.core.errors import AnalysisError
@@ -37,6 +37,15 @@ class Drawing:
 
 
 @dataclass(frozen=True, eq=False)
+class Drawn:
+    """A figure that was drawn elsewhere, as an SVG file."""
+
+    name: str
+    says: str
+    path: Path
+
+
+@dataclass(frozen=True, eq=False)
 class Fold:
     """Details that are folded away on the page."""
 
@@ -44,7 +53,7 @@ class Fold:
     blocks: tuple[Block, ...]
 
 
-Block = str | Table | Drawing | Fold | samples.Sample | tuple[samples.Strip, ...]
+Block = str | Table | Drawing | Drawn | Fold | samples.Sample | tuple[samples.Strip, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +85,7 @@ def markdown(blocks: Sequence[Block], base: str, level: int) -> str:
             parts.append(block)
         elif isinstance(block, Table):
             parts.append(block.markdown(base))
-        elif isinstance(block, Drawing):
+        elif isinstance(block, Drawing | Drawn):
             parts.append(f"![{block.says}]({base}figures/{block.name}.png)")
         elif isinstance(block, Fold):
             parts.append(f"{'#' * (level + 1)} {block.title}\n\n{markdown(block.blocks, base, level + 1)}")
@@ -102,11 +111,15 @@ def as_html(blocks: Sequence[Block], level: int) -> str:
             parts.append(f"<p>{html.escape(block)}</p>")
         elif isinstance(block, Table):
             parts.append(block.html())
-        elif isinstance(block, Drawing):
+        elif isinstance(block, Drawing | Drawn):
+            says = html.escape(block.says)
+            if isinstance(block, Drawing):
+                drawn = figures.svg(block.figure, block.name, says)
+            else:
+                drawn = figures.inline(block.path.read_text(encoding="utf-8"), block.name, says)
             # Wide drawings scroll by themselves; text stays large enough to read.
-            width = block.figure.get_figwidth()
+            width = figures.inches(drawn)
             wide = f' wide" style="--least: {73 * width:.0f}px' if width > 1.5 * figures.WIDTH else ""
-            drawn = figures.svg(block.figure, block.name, html.escape(block.says))
             parts.append(f'<figure class="plot{wide}">{drawn}</figure>')
         elif isinstance(block, Fold):
             inner = as_html(block.blocks, level + 1)
@@ -132,9 +145,11 @@ class Pages:
     def __init__(self, study: Study, results: Path) -> None:
         self.study = study
         self.claims = verdicts.load_claims(results / verdicts.CLAIMS.name)
-        self.theory = verdicts.load_theory(results / "theory" / verdicts.THEORY.name)
+        self.theory = verdicts.load_theory(results / "theory/fisher.json", "experiments.theory.fisher", "cases")
+        self.fisher = results / "fisher"
+        self.knows = verdicts.load_theory(self.fisher / "knows.json", "experiments.theory.knows", "sections")
         self.paper = load_paper(results / PAPER.name)
-        self.findings = verdicts.findings(study, self.claims, self.theory)
+        self.findings = verdicts.findings(study, self.claims, (self.knows or {}).get("claims", {}))
         self.bowls = {p.name: bowls.bowls(study.table, p) for p in study.protocols}
 
     def progress(self, p: Protocol) -> str:
@@ -168,7 +183,11 @@ class Pages:
     def first(self) -> list[Block]:
         """The answer, its two pictures and the short table."""
         lines = [f"- **{place}.** {' '.join(words)}" for name in TASKS for place, words in self.answer(name)]
+        lines.append(f"- **Should I use it?** {self.advice()}")
         return ["\n".join(lines), *self.pictures(), tables.headline(self.study)]
+
+    def advice(self) -> str:
+        return verdicts.advice(verdicts.main_comparisons(self.study))
 
     def pictures(self) -> list[Block]:
         mains = verdicts.main_comparisons(self.study)
@@ -322,6 +341,21 @@ class Pages:
             Section("theory-cases", "Every case", (tables.theory(self.theory, figures.THEORY_TITLES),)),
         ]  # fmt: skip
 
+    def knows_sections(self) -> list[Section]:
+        """What `make fisher` found; results/fisher/table.md says the same."""
+
+        def shown(block: Any) -> list[Block]:
+            if isinstance(block, str):
+                return [block]
+            if "figure" in block:
+                return [Drawn(block["figure"], block["says"], self.fisher / f"{block['figure']}.svg")]
+            rows = tuple(tuple(Cell(t.strip("`"), code=t.startswith("`")) for t in row) for row in block["rows"])
+            table = Table(block["caption"], tuple(block["header"]), rows)
+            return folded(table.caption, table) if block["folded"] else [table]
+
+        found = (self.knows or {}).get("sections", ())
+        return [Section(s["id"], s["title"], tuple(b for block in s["blocks"] for b in shown(block))) for s in found]
+
     # --- files
 
     def readme(self, text: str) -> str:
@@ -361,9 +395,11 @@ class Pages:
             for name in TASKS
             for place, words in self.answer(name)
         )
+        answers += f"<li><strong>Should I use it?</strong> {html.escape(self.advice())}</li>"
         body = [f'<ul class="answer">{answers}</ul>', as_html([*self.pictures(), tables.headline(self.study)], 2)]
         chapters: list[tuple[str, str, Sequence[Section]]] = [("verdicts", "The claims", self.verdict_sections())]
         chapters += [(name, TASKS[name].title, self.task_sections(name)) for name in TASKS]
+        chapters += [("knows", "What the optimizer knows", self.knows_sections())]
         chapters += [("fisher", "Fisher information (C10)", self.theory_sections())]
         nav = []
         for anchor, title, sections in chapters:

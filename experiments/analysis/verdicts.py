@@ -14,11 +14,11 @@ import numpy as np
 from experiments.analysis.bowls import Array, Bowl, jackknife, width
 from experiments.analysis.comparisons import Compared, Context, GridVerdict, Ladder, Study, interval
 from experiments.analysis.paper import entries, read_yaml
-from experiments.core.catalogue import Metric, arm, signed, task, where
+from experiments.core.catalogue import Metric, arm, signed, task, variant, where
 from experiments.core.errors import AnalysisError
 from experiments.core.protocol import Protocol
 
-CLAIMS, THEORY = Path("results/claims.yaml"), Path("results/theory/fisher.json")
+CLAIMS = Path("results/claims.yaml")
 MARKS = "ALPW"
 NOT_RUN = "not run yet"
 TESTS = {
@@ -188,8 +188,8 @@ def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
     return f"{'; '.join(parts)}. {amount(metric, matters)[0].upper()}{amount(metric, matters)[1:]} would matter."
 
 
-def load_theory(path: Path = THEORY) -> dict[str, Any] | None:
-    """The record of `experiments.theory.fisher`; None if there is none.
+def load_theory(path: Path, of: str, needs: str) -> dict[str, Any] | None:
+    """What a module of `experiments.theory` wrote; None if there is nothing.
 
     Raises:
         AnalysisError: it cannot be read.
@@ -200,49 +200,27 @@ def load_theory(path: Path = THEORY) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AnalysisError(f"{path}: no valid JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("schema") != 1 or not content.get("cases"):
-        raise AnalysisError(f"{path}: no record of experiments.theory.fisher with schema 1")
+    if not isinstance(content, dict) or content.get("schema") != 1 or not content.get(needs):
+        raise AnalysisError(f"{path}: nothing of {of} with schema 1")
     return content
 
 
-def identity_finding(claim: Claim, theory: Mapping[str, Any] | None) -> Finding:
-    """Claim C10, from the study of the Fisher information."""
-    limits, place = claim.limits, "A small network"
-    cases = [c for c in (theory or {}).get("cases", ()) if c["batch"] == limits["batch"]]
-    if theory is None or not cases:
-        return Finding(claim, place, NOT_RUN, "", f"There are no cases with batches of {limits['batch']:g}.")
-    # Two cases that agree to the last digit are one: the gradients of two likelihoods may differ by a factor only.
-    numbers = list({(c["moment_empirical"]["correlation"], c["moment_empirical"]["ratio"]): c for c in cases}.values())
-    moments = [c["moment_empirical"] for c in numbers]
-    exact = theory["rounding"] <= limits["rounding"]
-    pattern = all(n["correlation"] >= limits["correlation"] for n in moments)
-    size = all(abs(math.log(n["ratio"])) <= math.log(limits["ratio"]) for n in moments)
-    verdict = "supported" if exact and pattern and size else "contradicted"
-    agrees, fails = ("pattern", "size") if pattern else ("size", "pattern")
-    remark = "" if pattern == size else f": the {agrees} agrees, the {fails} does not"
-
-    def spread(key: str, factor: float = 1) -> str:
-        values = [factor * n[key] for n in moments]
-        return f"{min(values):.2g} to {max(values):.2g}"
-
-    says = (
-        f"f_t is Adam's corrected second moment up to {theory['rounding']:.0e} relative. At batches of "
-        f"{limits['batch']:g} the correlation of its logarithm with that of the diagonal empirical Fisher information "
-        f"is {spread('correlation')}, the median ratio {spread('ratio')}, or {spread('ratio', limits['batch'])} times "
-        "1 / batch."
-    )
-    return Finding(claim, place, verdict, claim.reads[verdict] + remark, says)
+def identity_finding(claim: Claim, judged: Mapping[str, Any]) -> Finding:
+    """A claim that is judged where its measurements are made, such as C10: `experiments.theory.identity`."""
+    found = judged.get(claim.id, {"word": "", "remark": "", "sentence": "Nothing has been measured."})
+    reading = claim.reads.get(found["word"], "") + found["remark"]
+    return Finding(claim, "A small network and the tasks' models", found["word"] or NOT_RUN, reading, found["sentence"])
 
 
 # --- the whole
 
 
-def findings(study: Study, claims: Sequence[Claim], theory: Mapping[str, Any] | None) -> list[Finding]:
-    """Every claim at every place where it is asked, in the order of the claims."""
+def findings(study: Study, claims: Sequence[Claim], judged: Mapping[str, Any]) -> list[Finding]:
+    """Every claim at every place where it is asked, in the order of the claims; `judged`: what is decided elsewhere."""
     found = []
     for claim in claims:
         if claim.test == "identity":
-            found.append(identity_finding(claim, theory))
+            found.append(identity_finding(claim, judged))
         elif claim.test == "grid":
             deciding = next((p.name for p in study.protocols if p.task == "llm" and p.epsilon is not None), None)
             found += [grid_finding(claim, study, deciding)] if deciding else []
@@ -297,6 +275,24 @@ def tuning_sentence(found: Mapping[str, Bowl], p: Protocol) -> str:
 def _trains(values: Array) -> bool:
     """Whether at some rate no seed diverged."""
     return bool(np.isfinite(values).all(axis=1).any())
+
+
+def advice(found: Sequence[Compared]) -> str:
+    """Whether a person should use FAdam, from the main comparisons alone."""
+    said = {
+        "better": "on {}, yes: it is better there",
+        "worse": "on {}, no: it is worse there",
+        "open": "on {} there is no reason to leave a tuned AdamW: no gain has been shown",
+        "": "on {} it is not known yet",
+    }
+    places: dict[str, list[str]] = {}
+    for c in found:
+        v, p = c.verdict, c.protocol
+        name = "" if not v.pairs else v.word if v.word in said else "open"
+        place = task(p.task).phrase + (f" ({variant(p.variant)})" if p.variant else "")
+        places.setdefault(name, []).append(place)
+    text = "; ".join(words.format(", ".join(places[name])) for name, words in said.items() if name in places)
+    return f"{text[:1].upper()}{text[1:]}. Models are small here; of large ones nothing is shown."
 
 
 def size_sentence(ladder: Ladder | None) -> str:

@@ -29,7 +29,13 @@ def mode_of(launcher: str) -> str | None:
     return "MULTIRUN" if "submitit" in launcher else None
 
 
+def named(experiment: str | None) -> str:
+    """The experiment, or a name that none has: a sweep over experiments is composed without one first."""
+    return experiment or "none"
+
+
 OmegaConf.register_new_resolver("stem", stem, replace=True)
 OmegaConf.register_new_resolver("mode_of", mode_of, replace=True)
 OmegaConf.register_new_resolver("is_multirun", is_multirun, replace=True)
+OmegaConf.register_new_resolver("named", named, replace=True)
 OmegaConf.register_new_resolver("tuned", tuned, replace=True)

@@ -1,6 +1,6 @@
 """Empirical against true Fisher information where both are known in closed form (claim C9), and a step with each.
 
-    python -m experiments.theory.closed_forms [--out results/fisher/closed_forms.json]
+    python -m experiments.theory.closed_forms [--out runs/fisher/closed_forms.json]
 
 After Kunstner et al., arXiv:1905.12558, sections 3 and 4: the two agree where the model's distribution is that of the
 data; elsewhere the empirical one measures the size of the errors, not the curvature. Every model has the diagonals,
@@ -239,7 +239,7 @@ def study() -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.theory.closed_forms", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", default="results/fisher/closed_forms.json", help="default: %(default)s")
+    parser.add_argument("--out", default="runs/fisher/closed_forms.json", help="default: %(default)s")
     options = parser.parse_args(argv)
     write_whole(Path(options.out), json.dumps(study(), indent=1) + "\n")
     print(f"wrote {options.out}")

@@ -1,6 +1,6 @@
 """Is Adam's second moment the diagonal empirical Fisher information (claim C10)? A small study with known answers.
 
-    python -m experiments.theory.fisher [--out results/theory/fisher.json]
+    python -m experiments.theory.fisher [--out runs/fisher/toy.json]
 
 A small network is trained with Adam on data drawn from a known distribution, under three likelihoods: categorical,
 Gaussian whose fixed sigma is that of the noise, and Gaussian with sigma 1 (squared error), which is not. On the way are
@@ -237,7 +237,7 @@ def study(
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.theory.fisher", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", default="results/theory/fisher.json", help="default: results/theory/fisher.json")
+    parser.add_argument("--out", default="runs/fisher/toy.json", help="default: %(default)s")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     path = Path(options.out)

@@ -1,10 +1,11 @@
 """How close is FAdam's f_t to the diagonal Fisher information of the three tasks' own models (claim C10)?
 
-    python -m experiments.theory.tasks [TASK ...] [--out results/fisher/tasks.json]
+    python -m experiments.theory.tasks [TASK ...] [--out runs/fisher/tasks.json]
 
 The models, data and learning rates are those of the experiments `<task>_cpu`; speech has layer norm, since with batch
-norm no utterance has a gradient of its own. FAdam trains with batches of two sizes; beside it, FAdams of other beta2
-and learning rate 0 see the same gradients. On the way are compared, layer by layer (`compared`):
+norm no utterance has a gradient of its own. FAdam trains with batches of three sizes, from several seeds; beside it,
+FAdams of other beta2 and learning rate 0 see the same gradients. On the way are compared (`compared`), all layers
+together and with the largest batches one by one, at every stage:
 
 - `free`: `diagonal_fim` of each beta2, with the factor of its docstring;
 - `empirical` and `true`: passes over samples of the training data, `fadam.fisher`.
@@ -46,14 +47,14 @@ from fadam import FAdam
 from fadam.fisher import Fim, Loss, Method, diagonal_fim, empirical_fim, true_fim
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SEED = 1
-BATCHES = (2, 8)  # samples of a training step
+SEEDS = (1, 2, 3)
+BATCHES = (1, 4, 16)  # samples of a training step
 BETAS2 = (0.9, 0.99, 0.999)
-STAGES = (10, 32, 100)  # optimizer steps
-WARMUP = 10
+STAGES = (12, 50, 200)  # optimizer steps; of smaller batches, the last one alone
+WARMUP = 100
 SAMPLES = 48  # of each pass, half of them for each of the two true ones
 ENTRIES = 4096  # of a layer, for its rank correlation
-BASE = ("trainer=cpu", "optimizer=fadam", f"seed={SEED}", "logger=none")
+BASE = ("trainer=cpu", "optimizer=fadam", "logger=none")
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ TASKS = {
     task.name: task
     for task in (
         Task(
-            "asr", ("+model.norm=layer",), "data.max_utterances",
+            "asr", ("+model.norm=layer", "data.batch_seconds=1e6"), "data.max_utterances",
             lambda module, batch: _ctc(module.model, _speech_samples(batch)).mean(),
             _speech_samples, lambda model, batch: _ctc(model, batch).sum(), _speech_draw, "loop",
         ),
@@ -173,11 +174,11 @@ TASKS = {
 
 
 # ---- the measurement -------------------------------------------------------------------------------------------------
-def configuration(task: Task, batch: int, steps: int, extra: Sequence[str] = ()) -> DictConfig:
-    """The config of `<task>_cpu` with that batch."""
-    overrides = [f"experiment={task.name}_cpu", *BASE, *task.overrides, f"{task.batch}={batch}", *extra]
+def configuration(task: Task, seed: int, batch: int, steps: int, extra: Sequence[str] = ()) -> DictConfig:
+    """The config of `<task>_cpu` with that seed and batch."""
+    overrides = [f"experiment={task.name}_cpu", *BASE, f"seed={seed}", *task.overrides, f"{task.batch}={batch}"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", overrides=[*overrides, f"trainer.max_steps={steps}", f"eval_every={steps}"])
+        cfg = compose("train", overrides=[*overrides, *extra, f"trainer.max_steps={steps}", f"eval_every={steps}"])
     with open_dict(cfg):
         cfg.pop("hydra", None)
     return cfg
@@ -213,10 +214,8 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
 
 
 def compared(one: Tensor, other: Tensor) -> dict[str, float]:
-    """Rank correlation, ratio of the sums, and median of the elements' ratios where both are above 0."""
-    kept = (one > 0) & (other > 0)
-    middle = float((one[kept] / other[kept]).median()) if kept.any() else float("nan")
-    return {"rank": rank_correlation(one, other), "ratio": float(one.sum() / other.sum()), "median": middle}
+    """Rank correlation and ratio of the sums."""
+    return {"rank": rank_correlation(one, other), "ratio": float(one.sum() / other.sum())}
 
 
 def gradient_square(model: nn.Module, task: Task, samples: Any, fim: Fim, n: int) -> dict[str, Tensor]:
@@ -258,22 +257,22 @@ def measure(
         }
 
 
-def pool(task: Task, n: int, extra: Sequence[str] = ()) -> Any:
+def pool(task: Task, seed: int, n: int, extra: Sequence[str] = ()) -> Any:
     """Tensors of `n` training samples, those of the first batch of another order than the training's."""
-    cfg = configuration(
-        task, n, 1, (*extra, "data_seed=999", *(("data.batch_seconds=1e6",) if task.name == "asr" else ()))
-    )
+    cfg = configuration(task, seed, n, 1, (*extra, f"data_seed={999 + seed}"))
     data = run.build_data(cfg)
     data.prepare_data()
     data.setup("fit")
     return task.samples(next(iter(data.train_dataloader())))
 
 
-def train(task: Task, batch: int, stages: Sequence[int], n: int, extra: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Train, and measure at every stage: one row a layer."""
-    samples = pool(task, n, extra)
+def train(
+    task: Task, seed: int, batch: int, stages: Sequence[int], n: int, extra: Sequence[str] = (), single: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Train, and measure at every stage: a row of all layers together and, if `single`, one of each layer."""
+    samples = pool(task, seed, n, extra)
     n = len(samples[0])
-    cfg = configuration(task, batch, max(stages), extra)
+    cfg = configuration(task, seed, batch, max(stages), extra)
     data = run.build_data(cfg)
     data.setup("fit")
     module = run.build_module(cfg)
@@ -297,8 +296,9 @@ def train(task: Task, batch: int, stages: Sequence[int], n: int, extra: Sequence
             twin.step()
         if step in stages:
             free = {beta2: diagonal_fim(twin, batch_size=batch) for beta2, twin in twins.items()}
-            for row in measure(task, module, samples, n, free, batch):
-                yield {"task": task.name, "batch": batch, "step": step, "lr": rate, "samples": n, **row}
+            of = {"task": task.name, "seed": seed, "batch": batch, "step": step, "lr": rate}
+            found = measure(task, module, samples, n, free, batch)
+            yield from (of | row for row in found if single or row["layer"] == "all")
         optimizer.step()
         warm.step()
 
@@ -319,7 +319,7 @@ def text(record: Mapping[str, Any]) -> str:
 
 
 def settings() -> dict[str, Any]:
-    names = ("SEED", "BATCHES", "BETAS2", "STAGES", "WARMUP", "SAMPLES", "ENTRIES")
+    names = ("SEEDS", "BATCHES", "BETAS2", "STAGES", "WARMUP", "SAMPLES", "ENTRIES")
     plain: dict[str, Any] = json.loads(json.dumps({name.lower(): globals()[name] for name in names}))
     return plain
 
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.theory.tasks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)")
-    parser.add_argument("--out", default="results/fisher/tasks.json", help="default: %(default)s")
+    parser.add_argument("--out", default="runs/fisher/tasks.json", help="default: %(default)s")
     options = parser.parse_args(argv)
     unknown = [name for name in options.tasks if name not in TASKS]
     if unknown:
@@ -338,21 +338,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap takes attention sample by sample
     path = Path(options.out)
     kept: dict[str, Any] = {
-        "schema": 1, "command": "python -m experiments.theory.tasks", "settings": settings(),
+        "schema": 2, "command": "python -m experiments.theory.tasks", "settings": settings(),
         "versions": {"torch": torch.__version__.split("+")[0]}, "rows": [],
     }  # fmt: skip
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-        if old["settings"] == kept["settings"]:
+        if (old["schema"], old["settings"]) == (kept["schema"], kept["settings"]):
             kept["rows"] = old["rows"]
-    done = {(row["task"], row["batch"]) for row in kept["rows"]}
-    for name, batch in itertools.product(options.tasks or TASKS, BATCHES):
-        if (name, batch) in done:
+    done = {(row["task"], row["seed"], row["batch"]) for row in kept["rows"]}
+    every = list(itertools.product(SEEDS, options.tasks or TASKS, BATCHES))
+    for number, (seed, name, batch) in enumerate(every, 1):
+        if (name, seed, batch) in done:
             continue
         start = time.process_time()
-        kept["rows"] += [rounded(row) for row in train(TASKS[name], batch, STAGES, SAMPLES)]
+        largest = batch == max(BATCHES)
+        found = train(TASKS[name], seed, batch, STAGES if largest else STAGES[-1:], SAMPLES, single=largest)
+        kept["rows"] += [rounded(row) for row in found]
         write_whole(path, text(kept))
-        print(f"{name} batches of {batch}: {time.process_time() - start:.0f} s", flush=True)
+        took = f"{time.process_time() - start:.0f} s"
+        print(f"{number} of {len(every)}: {name}, seed {seed}, batches of {batch} ({took})", flush=True)
     return 0
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from experiments.analysis.pages import BEGIN, END, Pages
 from experiments.core.errors import AnalysisError
 from experiments.core.protocol import Protocol
 from tests.analysis.conftest import ROOT
+from tests.test_readme import LONGEST
 
 README = f"# Mine\n{BEGIN}\nstale\n{END}\nrest\n"
 
@@ -53,6 +57,12 @@ def test_readme_has_the_answer_its_two_pictures_and_the_table(files: dict[str, s
     assert "[Language modelling](results/tables/llm.md)" in readme
     with pytest.raises(AnalysisError, match="lacks the lines"):
         Pages.readme(None, "nothing")  # type: ignore[arg-type]
+
+
+def test_readme_stays_short_whatever_the_answer(pages: Pages, empty: Pages) -> None:
+    for each in (pages, empty):
+        readme = each.readme((ROOT / "README.md").read_text(encoding="utf-8"))
+        assert readme.count("\n") <= LONGEST
 
 
 def test_a_task_page_has_all_its_parts(files: dict[str, str | bytes]) -> None:
@@ -133,6 +143,32 @@ def test_folded_details_and_the_words_stand_on_the_page(report: str) -> None:
     assert '<nav aria-label="Contents">' in report
     assert '<span class="word good">better</span>' in report
     assert '<span class="word same">equivalent</span>' in report
+
+
+def test_what_the_optimizer_knows_stands_on_the_page(report: str, pages: Pages) -> None:
+    """The same tables, words and figures as in results/fisher/table.md."""
+    assert '<a href="#knows">What the optimizer knows</a>' in report
+    page = (ROOT / "results" / "fisher" / "table.md").read_text(encoding="utf-8")
+    for section in pages.knows_sections():
+        assert f"\n## {section.title}\n" in page
+        assert f'<h3 id="{section.id}">' in report
+    part = report[report.index('<h2 id="knows">') :]
+    assert part.count("<table>") >= 6
+    assert 'aria-label="Ratio and rank correlation along training"' in part
+    assert "<code>llama.model.layers.0</code>" in part
+    said = next(f.sentence for f in pages.findings if f.claim.id == "C10")
+    assert html.escape(said) in report
+
+
+def test_arrows_run_one_way() -> None:
+    """The analysis imports no torch and nothing of tasks and theory, and they nothing of it."""
+    code = "import sys, experiments.analysis.pages; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in ("torch", "lightning", "experiments.asr", "experiments.llm", "experiments.vqvae", "experiments.theory"):
+        assert f"'{name}'" not in done.stdout
+    for folder in ("core", "theory", "asr", "llm", "vqvae"):
+        for path in (ROOT / "experiments" / folder).glob("*.py"):
+            assert not re.search(r"^ *(from|import) experiments\.(analysis|study)", path.read_text(), re.M), path
 
 
 def test_the_published_pages_are_those_of_the_published_records(

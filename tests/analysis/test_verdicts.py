@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from experiments.analysis import verdicts
 from experiments.analysis.bowls import bowls
 from experiments.analysis.comparisons import Study
-from experiments.analysis.pages import Pages
+from experiments.analysis.pages import BEGIN, END, Pages
 from experiments.analysis.verdicts import Finding, load_claims, load_theory
 from experiments.core.errors import AnalysisError
 from tests.analysis.conftest import ROOT
@@ -80,17 +81,13 @@ def test_the_wider_bowl_is_easier_to_tune(study: Study, bend: float, word: str) 
     assert "Not known yet" in verdicts.tuning_sentence(bowls(few, p), p)
 
 
-def test_the_identity_of_c10() -> None:
-    claim = next(c for c in load_claims(ROOT / "results/claims.yaml") if c.id == "C10")
-    theory = load_theory(ROOT / "results/theory/fisher.json")
-    assert theory is not None
-    said = verdicts.identity_finding(claim, theory)
-    assert said.reading == "contradicted here: the pattern agrees, the size does not"
-    for case in theory["cases"]:
-        case["moment_empirical"] |= {"ratio": 1.1, "correlation": 0.95 + case["step"] / 1e6}
-    assert verdicts.identity_finding(claim, theory).word == "supported"
-    assert verdicts.identity_finding(claim, theory | {"rounding": 0.1}).word == "contradicted"
-    assert verdicts.identity_finding(claim, None).word == verdicts.NOT_RUN
+def test_the_identity_of_c10_rests_on_the_small_network_and_on_the_tasks(pages: Pages) -> None:
+    c10 = found(pages, "C10", "A small network and the tasks' models")
+    assert c10.word in ("supported", "contradicted", "undecided")
+    assert c10.reading.startswith(c10.claim.reads.get(c10.word, ""))
+    assert "A small network, batches of 16: " in c10.sentence
+    assert re.search(r"The tasks' own models, \d seeds, .* speech .* language .* images .*", c10.sentence)
+    assert verdicts.identity_finding(c10.claim, {}).word == verdicts.NOT_RUN
 
 
 def test_marks_separate_the_change_from_its_effect() -> None:
@@ -133,7 +130,22 @@ def test_a_bad_claim_is_named(tmp_path: Path, change: dict[str, Any], words: str
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match=r"none.yaml cannot be read"):
         load_claims(tmp_path / "none.yaml")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(AnalysisError, match=r"bad.json: no valid JSON"):
-        load_theory(tmp_path / "bad.json")
-    assert load_theory(tmp_path / "none.json") is None
+    for content, words in (("{", "bad.json: no valid JSON"), ('{"schema": 1}', "bad.json: nothing of x with schema 1")):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(AnalysisError, match=words):
+            load_theory(tmp_path / "bad.json", "x", "y")
+    assert load_theory(tmp_path / "none.json", "x", "y") is None
+
+
+def test_whether_to_use_it_is_said(pages: Pages, empty: Pages) -> None:
+    said = pages.advice()
+    assert said.startswith("On language, yes: it is better there; on speech, images (discrete likelihood)")
+    assert "there is no reason to leave a tuned AdamW: no gain has been shown" in said
+    assert said.endswith(". Models are small here; of large ones nothing is shown.")
+    assert empty.advice().startswith(
+        "On language, speech, images (discrete likelihood), images (Gaussian likelihood) it is "
+    )
+    for each in (pages, empty):
+        readme = each.readme(f"{BEGIN}\n{END}")
+        assert f"- **Should I use it?** {each.advice()}" in readme
+        assert f"<strong>Should I use it?</strong> {each.advice()}" in each.report()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from experiments.core import run
 from experiments.core.checks import check_choices
@@ -84,6 +86,14 @@ def test_a_quick_try_is_one_word(compose_config, experiment: str) -> None:
         check_choices(cfg)
         assert (cfg.scale, cfg.trainer.max_steps, cfg.trainer.accumulate_grad_batches) == ("smoke", 2, 1)
         run.instantiate(cfg.scheduler)
+
+
+def test_quick_tries_of_all_experiments_make_one_sweep(compose_config) -> None:
+    """It is composed, first without any of them, and no two runs share a record."""
+    folders = [compose_config(f"experiment={name}", "debug=fast").paths.run_dir for name in EXPERIMENTS]
+    assert len(set(folders)) == len(EXPERIMENTS)
+    loader = GlobalHydra.instance().config_loader()
+    assert loader.load_configuration("train", [f"experiment={','.join(EXPERIMENTS)}", "debug=fast"], RunMode.MULTIRUN)
 
 
 def test_a_run_of_a_toy_says_it_and_keeps_its_name(compose_config, capsys) -> None:

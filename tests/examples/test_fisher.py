@@ -136,11 +136,11 @@ def test_the_record_keeps_what_is_done_and_goes_on(quick, tmp_path, capsys):
     assert command.main(["merging", "--seeds", "1", "--out", str(tmp_path)]) == 0
     first = json.loads((tmp_path / "merging.json").read_text())
     assert len(first["rows"]) == 10
-    assert capsys.readouterr().out.count("merging seed 1") == 2
+    assert capsys.readouterr().out.count(": seed 1, ") == 2
     assert command.main(["merging", "--seeds", "1,2", "--out", str(tmp_path)]) == 0
     second = json.loads((tmp_path / "merging.json").read_text())
     assert second["rows"][:10] == first["rows"]
-    assert capsys.readouterr().out.count("merging seed 2") == 2
+    assert capsys.readouterr().out.count(": seed 2, ") == 2
 
 
 @pytest.mark.parametrize(
