@@ -35,7 +35,8 @@ def notice(choice: str) -> list[str]:
     """What the head of a data config says, as lines to read."""
     lines = header(CONFIGS / "data" / f"{choice}.yaml")
     text = " ".join(line for line in lines if not commands([line]))
-    return [*textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)]
+    width = min(WIDTH, shutil.get_terminal_size().columns)
+    return [*textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)]
 
 
 def fetch(cfg: DictConfig, choice: str) -> None:

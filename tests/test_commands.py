@@ -258,7 +258,7 @@ def test_fetching_says_in_a_sentence_what_it_cannot(capsys, tmp_path: Path, monk
             ["vqvae_gpu"],
             "error: uoft-cs/cifar10 cannot be loaded (ZeroDivisionError: division by zero); name a local copy",
         ),
-        (["nothing"], "error: In 'train': Could not find 'experiment/nothing'"),
+        (["nothing"], "error: experiment=nothing is not allowed; experiment must be one of asr_cpu, "),
     ):
         assert fetch_data.main([*words, f"paths.data_dir={tmp_path}"]) == 2
         assert said in capsys.readouterr().err

@@ -333,12 +333,13 @@ class Pages:
             f"second moment up to {self.theory['rounding']:.0e} relative."
         )
         figure = figures.theory(self.theory)
+        cases = tables.theory(self.theory, figures.THEORY_TITLES)
         return [
             Section(
                 "theory", "Measured",
                 (text, *tables.THEORY_WORDS, Drawing("theory", "Ratios and correlations against batch size", figure)),
             ),
-            Section("theory-cases", "Every case", (tables.theory(self.theory, figures.THEORY_TITLES),)),
+            Section("theory-cases", "Every case", tuple(folded("The table", cases))),
         ]  # fmt: skip
 
     def knows_sections(self) -> list[Section]:

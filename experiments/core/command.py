@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -31,18 +33,33 @@ def in_a_sentence(error: BaseException) -> str | None:
             return f"{where}{os.strerror(cause.errno).lower()}"
         cause = cause.__cause__
     if isinstance(error, CompactHydraException):
-        # Hydra has a line for the option and a line for what it might be.
-        return "\n".join(str(one) for one in (error, error.__cause__) if one is not None)
+        return _of_hydra(error)
     if isinstance(error, OmegaConfBaseException):
         key = f"{error.full_key}: " if error.full_key else ""
         return key + str(error).partition("\n")[0]
     return None
 
 
+def _of_hydra(error: CompactHydraException) -> str:
+    """What Hydra says, without where it has looked and how one would add what is misspelled."""
+    text, cause = str(error), error.__cause__
+    choice = re.search(r"Could not find '([\w/]+)/([^/']+)'", text)
+    options = re.findall(r"^\t(\S+)$", text.partition("Config search path")[0], re.MULTILINE)
+    if choice and options:
+        near = difflib.get_close_matches(choice[2], options, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return f"{choice[1]}={choice[2]} is not allowed; {choice[1]} must be one of {', '.join(options)}{meant}"
+    if cause is not None and "is not in struct" in str(cause):
+        return text.partition("\n")[0]  # `unknown_keys` names the options
+    return "\n".join(str(one) for one in (error, cause) if one is not None)
+
+
 def leave(main: Callable[[], Any]) -> NoReturn:
     """Calls a Hydra command and leaves: with 2 after a person's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     # Hydra then hands errors on, where it would leave with status 1 for all of them.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    # Its parser takes a flag that stands among the options for an option of its own.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     stopping.watch()
     try:
         main()

@@ -99,7 +99,9 @@ def details_grid(records: Records) -> Grid:
             found = [list(values(records[use], optimizer, method, key).values()) for method in methods]
             rows.append([title, optimizer, *(shown(interval(v), "") if v else "–" for v in found)])
     header = ("measure", "trained with", "without", *methods[1:])
-    return Grid("Forgetting, predictive deviation and calibration, means with 95 % intervals", header, rows)
+    return Grid(
+        "Forgetting, predictive deviation and calibration, means with 95 % intervals", header, rows, folded=True
+    )
 
 
 def words(records: Records, one: str, other: str) -> dict[str, list[str]]:

@@ -194,3 +194,12 @@ def test_what_is_missing_is_said_with_status_2(tmp_path: Path, capsys: pytest.Ca
 def test_progress(pages: Pages) -> None:
     p: Protocol = pages.study.planners["llm"].protocol
     assert re.fullmatch(r"All \d+ planned runs have been published.", pages.progress(p))
+
+
+@pytest.mark.parametrize("which", ["full", "empty"])
+def test_long_tables_are_folded(which: str, report: str, empty: Pages) -> None:
+    """On a phone each row is a card: forty of them are twenty screens."""
+    page = re.sub(r"<details>.*?</details>", "", report if which == "full" else empty.report(), flags=re.S)
+    rows = {re.search(r"<caption>(.*?)<", t)[1]: t.count("<tr>") for t in re.findall(r"<table>.*?</table>", page, re.S)}  # type: ignore[index]
+    assert rows
+    assert max(rows.values()) <= 30, rows

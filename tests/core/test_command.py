@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra.errors import InstantiationException
+from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import OmegaConf
 
 from experiments.core import run, stopping
@@ -113,6 +114,26 @@ def test_sentences() -> None:
     assert in_a_sentence(refused) == "c must be d"
 
 
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        (
+            "optimizer=fadamm",
+            r"optimizer=fadamm is not allowed; optimizer must be one of adam, .*; did you mean fadam\?",
+        ),
+        (
+            "experiment=nothing",
+            r"experiment=nothing is not allowed; experiment must be one of asr_cpu, .*, vqvae_paper",
+        ),
+        ("otimizer=fadam", r"Could not override 'otimizer'\."),
+    ],
+)
+def test_a_choice_that_is_not_there_is_a_sentence(compose_config, word: str, sentence: str) -> None:
+    with pytest.raises(CompactHydraException) as refused:
+        compose_config("experiment=asr_cpu", word)
+    assert re.fullmatch(sentence, in_a_sentence(refused.value) or "")
+
+
 def test_a_folder_that_may_not_be_written_is_a_sentence(compose_config, tmp_path: Path) -> None:
     """A file stands where the folder would; permissions do not bind root."""
     (tmp_path / "runs").write_text("")
@@ -125,7 +146,7 @@ def test_a_persons_mistake_ends_with_status_2_before_anything_runs(tmp_path: Pat
     """Both ways are slow to start, so they are looked at side by side."""
     single = start(tmp_path, "optimizer.lr=-1")
     unknown = start(tmp_path, "optimizer.bata=3")
-    sweep = start(tmp_path, "-m", "seed=1,abc")
+    sweep = start(tmp_path, "seed=1,abc", "-m")
     code, out, err = ended(single)
     assert (code, err.count("\n")) == (2, 1), err
     assert err.startswith("error: optimizer: Invalid learning rate: -1; its options are ")
