@@ -354,11 +354,15 @@ def context(planner: Planner, tuned: Mapping[str, Tuned]) -> list[Context]:
 
 
 class Study:
-    """All declared studies on the records of some folders. What is asked for is computed once."""
+    """The declared studies, or those of `protocols`, on the records of some folders. What is asked for is computed
+    once."""
 
-    def __init__(self, roots: Sequence[Path], folder: Path | None = None) -> None:
-        declared = names(folder) if folder else names()
-        self.protocols = [protocol(name, folder) if folder else protocol(name) for name in declared]
+    def __init__(
+        self, roots: Sequence[Path], folder: Path | None = None, protocols: Sequence[Protocol] | None = None
+    ) -> None:
+        if protocols is None:
+            protocols = [protocol(n, folder) for n in names(folder)] if folder else [protocol(n) for n in names()]
+        self.protocols = list(protocols)
         self.records = Records(roots)
         decided = decider(self.protocols, self.records)
         self.planners = {p.name: Planner(p, self.records, decided) for p in self.protocols}

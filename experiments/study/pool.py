@@ -14,8 +14,8 @@ from pathlib import Path
 from experiments.core.protocol import Run
 
 
-def perform(words: Sequence[str]) -> str:
-    """Make one run in this process; returns a sentence where it failed, else ""."""
+def execute(words: Sequence[str]) -> None:
+    """Make one run in this process."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -23,17 +23,23 @@ def perform(words: Sequence[str]) -> str:
 
     from experiments.core import resolvers as resolvers
     from experiments.core.choices import CONFIGS
+    from experiments.core.run import execute as execute_config
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", overrides=list(words), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        execute_config(cfg)
+
+
+def perform(words: Sequence[str]) -> str:
+    """Make one run in this process; returns a sentence where it failed, else ""."""
     from experiments.core.errors import UserError
-    from experiments.core.run import execute
 
     try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("train", overrides=list(words), return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            execute(cfg)
+        execute(words)
     except UserError as error:
         return str(error)
     except Exception:
