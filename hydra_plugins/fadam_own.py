@@ -40,7 +40,7 @@ class OwnTaskSource(ConfigSource):
         return ConfigResult(
             provider=self.provider,
             path=self.full_path(),
-            config=OmegaConf.create(read(path).experiment),
+            config=OmegaConf.create(dict(read(path).experiment)),
             header={"package": "_global_"},
         )
 

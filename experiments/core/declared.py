@@ -177,6 +177,8 @@ def read(path: Path) -> Declared:
     code = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
     for source in sorted(path.parent.glob("*.py")):
         code.update(source.name.encode() + source.read_bytes())
+    if kind == "lightning":
+        content[kind].setdefault("data", "${lightning.module}")  # its own loaders
     content["defaults"] = [{"/own": KINDS[kind]}, *content.get("defaults", ())]
     return Declared(path, name, content, node["_target_"], objective, study, f"c{code.hexdigest()[:12]}")
 

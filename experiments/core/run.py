@@ -28,7 +28,7 @@ from experiments.core import loggers as log
 from experiments.core import provenance, stopping
 from experiments.core import records as rec
 from experiments.core import resolvers as resolvers
-from experiments.core.callbacks import History, NonFiniteGradients, everyones, has_nan, is_evaluation
+from experiments.core.callbacks import ClippedTwice, History, NonFiniteGradients, everyones, has_nan, is_evaluation
 from experiments.core.checkpoint import WholeFiles
 from experiments.core.checks import check_choices
 from experiments.core.data import ResumableDataModule
@@ -232,7 +232,7 @@ def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict
         rank_zero_print(f"{cfg.label}: {guess}")
     module = build_module(cfg)
     trainer = build_trainer(cfg, folder.stem)
-    trainer.callbacks.append(CarryIdentity(folder.identity))  # type: ignore[attr-defined]
+    trainer.callbacks += [CarryIdentity(folder.identity), ClippedTwice(cfg.label)]  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         folder.tidy()
         if checkpoint is None:
@@ -269,6 +269,7 @@ def fit_and_test(
     config = dict(folder.identity.config)
     history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
     gradients = [c for c in trainer.callbacks if isinstance(c, NonFiniteGradients)]  # type: ignore[attr-defined]
+    clipping = [c for c in trainer.callbacks if isinstance(c, ClippedTwice)]  # type: ignore[attr-defined]
     history.watched = {f"{name}.metric": cfg[name].metric for name in ("objective", "target")}
     for logger in trainer.loggers:
         logger.log_hyperparams({"config": config, "data_fingerprint": data.fingerprint})
@@ -315,6 +316,7 @@ def fit_and_test(
         "diverged": history.diverged,
         "skipped_steps": sum(c.skipped for c in gradients),
         **module.flags(),
+        **({"notes": notes} if (notes := [c.said for c in clipping if c.said]) else {}),
         "problems": data.problems,
         "samples": samples,
         "artifacts": [Path(p).name for p in artifacts],
