@@ -4,6 +4,7 @@
 #   JOBS=2               runs at a time
 #   OPTIMIZERS=adamw_clip,fadam
 #   ARGS=                further Hydra overrides, such as ARGS="logger=wandb"; ARGS="debug=fast" tries two steps
+#   OWN=<config>         the task of `make compare-own`
 #   PYTHON=python3       makes the environment in .venv; 3.11 or newer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -29,7 +30,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help: ## list the targets
 	@grep -hE '^[a-z%][a-zA-Z0-9%_-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' \
 		| awk -F '\t' '{printf "  make %-18s %s\n", $$1, $$2}'
-	@echo; sed -n '2,7s/^#  /  /p' $(firstword $(MAKEFILE_LIST))
+	@echo; sed -n '2,8s/^#  /  /p' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: install
 install: $(READY) ## make the environment in .venv (about 6 GB; a few minutes)
@@ -91,6 +92,11 @@ $(TASKS:%=study-%): study-%: data-%
 status: $(READY) ## what of the studies is published, done here, due, and the hours left
 	@$(PY) -m experiments.study status --jobs $(JOBS) --runs "$(RUNS)"
 
+.PHONY: compare-own
+OWN ?= examples/own_task/textures.yaml
+compare-own: $(READY) ## AdamW + clip against FAdam on a task of your own, OWN=<its config>: docs/own-task.md
+	@$(PY) -m experiments.study own "$(OWN)" --jobs $(JOBS) $(ARGS)
+
 # ---- results ------------------------------------------------------------------------------------------------------
 .PHONY: publish tables report compare check-report
 publish: $(READY) ## copy finished records of the studies and of other scales into results/runs
@@ -130,7 +136,7 @@ bench-llm: $(READY) ## tokens per second of our training run against a bare PyTo
 	@$(PY) -m scripts.bench_llm
 
 # ---- the house ----------------------------------------------------------------------------------------------------
-.PHONY: test torture lint format wheel clean
+.PHONY: test torture lint format wheel check-package clean
 test: $(READY) ## lint, types and tests (about 10 minutes on 2 cores)
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q
@@ -149,6 +155,9 @@ format: $(READY) ## let ruff rewrite the sources
 
 wheel: $(READY) ## build the optimizer's wheel into dist/
 	@$(PY) -m build --wheel --outdir dist .
+
+check-package: ## build the optimizer's package, look into it and try it in an environment of its own (ARGS=--contents: no torch)
+	@$(PYTHON) -m scripts.check_package $(ARGS)
 
 clean: ## remove the environment and caches; data and runs stay
 	rm -rf "$(VENV)" dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache
