@@ -102,8 +102,9 @@ compare-own: $(READY) ## AdamW + clip against FAdam on a task of your own, OWN=<
 publish: $(READY) ## copy finished records of the studies and of other scales into results/runs
 	@$(PY) -m experiments.study publish --runs "$(RUNS)"
 
-tables: $(READY) ## make README's answer, tables, figures and verdicts from the published records
+tables: $(READY) ## make README's answer, docs/use.md, tables, figures and verdicts from the published records
 	@$(PY) -m experiments.analysis tables
+	@$(PY) -m scripts.use_page
 
 report: $(READY) ## make results/report.html, one page with everything, from the published records
 	@$(PY) -m experiments.analysis report

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.demos.boring_classes import BoringModel
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -98,8 +100,14 @@ def wrapped(compose_config, tmp_path: Path):
             "study": {"matters": 0.1},
         }  # fmt: skip
         OmegaConf.save(OmegaConf.create(content), folder / "somebodys.yaml")
-        search = f"hydra.searchpath=['own://{folder}']"
-        return compose_config("experiment=somebodys", "logger=none", "progress=line", *words, search)
+        # `compose_config` has a search path of its own; here it has initialised Hydra alone.
+        search = (f"hydra.searchpath=['own://{folder}']", f"paths.runs_dir={tmp_path / 'runs'}")
+        given = [*search, "experiment=somebodys", "logger=none", "progress=line", *words]
+        cfg = compose("train", overrides=given, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
 
     return build
 
@@ -183,8 +191,8 @@ def test_an_empty_loader_is_told() -> None:
     ("module", "data", "said"),
     [
         (target(StepsItself), target(Numbers), "StepsItself steps its optimizers itself"),
-        ({"_target_": f"{DEMOS}.boring_classes.ManualOptimBoringModel"}, None, "ManualOptimBoringModel steps its optim"),
-        ({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}, target(Numbers), "LightningModule of the"),
+        ({"_target_": f"{DEMOS}.boring_classes.ManualOptimBoringModel"}, None, "ManualOptimBoringModel steps"),
+        ({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}, target(Numbers), "a LightningModule of"),
         (target(Regression), {"_target_": "torch.nn.Identity"}, "lightning.data must be a LightningDataModule of the"),
         (target(Regression), None, "Regression has no train_dataloader; name data that has one as lightning.data"),
         (target(NoScalar), target(Numbers), r"NoScalar.training_step must give the loss as a scalar tensor, got shape"),
