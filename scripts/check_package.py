@@ -103,7 +103,11 @@ def check(folder: Path) -> Path:
     """
     tools = environment(folder / "tools", "build", "twine")
     # The wheel is made from the sdist, which knows no git.
-    subprocess.run([tools, "-m", "build", "--outdir", folder / "dist", ROOT], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        [tools, "-m", "build", "--outdir", folder / "dist", ROOT], capture_output=True, text=True
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"error: it cannot be built\n{done.stdout}{done.stderr}")
     (wheel,), (sdist,) = (list((folder / "dist").glob(kind)) for kind in ("*.whl", "*.tar.gz"))
     wrong = [f"{wheel.name}: {words}" for words in wrong_names(contents(wheel), WHEEL)]
     root = f"{sdist.name.removesuffix('.tar.gz')}/"

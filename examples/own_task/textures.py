@@ -36,14 +36,14 @@ class Textures(OwnTask):
 
     def _tensors(self, parts: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        return torch.from_numpy(np.concatenate(parts)).float() / 255 - 0.5, torch.from_numpy(labels)
+        return torch.from_numpy(np.concatenate(parts)).float() / 64 - 2, torch.from_numpy(labels)
 
     def model(self) -> nn.Module:
         w = self.width
         return nn.Sequential(
-            nn.Conv2d(1, w, 3, padding=1), nn.ReLU(),  # (B, w, 8, 8)
-            nn.Conv2d(w, 2 * w, 3, padding=1, stride=2), nn.ReLU(),  # (B, 2w, 4, 4)
-            nn.Conv2d(2 * w, 2 * w, 3, padding=1, stride=2), nn.ReLU(),  # (B, 2w, 2, 2)
+            nn.Conv2d(1, w, 3, padding=1), nn.GroupNorm(4, w), nn.GELU(),  # (B, w, 8, 8)
+            nn.Conv2d(w, 2 * w, 3, padding=1, stride=2), nn.GroupNorm(4, 2 * w), nn.GELU(),  # (B, 2w, 4, 4)
+            nn.Conv2d(2 * w, 2 * w, 3, padding=1, stride=2), nn.GroupNorm(4, 2 * w), nn.GELU(),  # (B, 2w, 2, 2)
             nn.Flatten(), nn.Linear(8 * w, 3),
         )  # fmt: skip
 

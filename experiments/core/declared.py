@@ -24,7 +24,7 @@ KINDS = {"own": "task", "lightning": "lightning"}
 BASELINE, CHALLENGER = "adamw_clip", "fadam"
 FIRST_SEED, FIRST_TUNING_SEED = 201, 301
 SMOKE_STEPS = 4
-LEAST_PAIRS = 3  # with fewer, nothing can be said of what a comparison detects
+LEAST_PAIRS = 5  # with fewer, nothing can be said of what a comparison detects
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import functools
 import inspect
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from lightning import LightningDataModule, LightningModule
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -187,12 +188,18 @@ class Steps:
 class WrappedData(ResumableDataModule):
     """Somebody's data module, or the loaders of a LightningModule.
 
+    Args:
+        source: it, or a mapping with its `_target_`: then what it makes up on the spot is the same in every run.
+
     Raises:
         ConfigError: it has no loader for training or validation.
     """
 
     def __init__(self, source: Any) -> None:
         super().__init__()
+        if isinstance(source, Mapping):
+            with Stream(0).used():
+                source = instantiate(source)
         self.source, self.name = source, _name(source)
         base = LightningDataModule if isinstance(source, LightningDataModule) else LightningModule
         if not isinstance(source, base):
@@ -213,7 +220,7 @@ class WrappedData(ResumableDataModule):
         if self._fingerprint:
             return
         parts = []
-        with Stream(0).used():  # data that are made up on the spot are the same in every run
+        with Stream(0).used():
             for each in ("fit", "test"):
                 self.source.setup(each)
             for split in ("train", "val", "test"):

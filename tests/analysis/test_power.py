@@ -97,3 +97,11 @@ def test_a_plan_has_its_power_for_both_questions(sd: float, matters: float, fami
 def test_plans_that_are_none(sd: float, matters: float, fractions: Sequence[float]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         plan(sd, matters, fractions=fractions)
+
+
+@pytest.mark.parametrize("pairs", [5, 8])
+def test_few_pairs_detect_what_is_several_deviations_large(pairs: int) -> None:
+    found = [detectable(1.0, (pairs,), 0.05 / family) for family in (1, 2, 3, 5)]
+    assert 1 < found[0] < 2
+    assert found == sorted(found)
+    assert found[-1] < 4

@@ -46,7 +46,7 @@ data: {batch_size: 8}
 trainer: {max_steps: 8}
 scheduler: {warmup_steps: 2}
 objective: {metric: val/loss, mode: min}
-study: {matters: 0.01, lowest: 0.1, highest: 0.25, tuning_seeds: 1, looks: [3]}
+study: {matters: 0.01, lowest: 0.1, highest: 0.25, tuning_seeds: 1, looks: [5]}
 """
 
 
@@ -86,7 +86,7 @@ def own(
 
 
 def records(root: Path) -> dict[str, dict[str, Any]]:
-    return {path.name: json.loads(path.read_text()) for path in root.glob("*/*/*/*.json")}
+    return {str(path): json.loads(path.read_text()) for path in root.glob("*/*/*/*.json")}
 
 
 def test_the_example_is_short_and_its_smoke_form_runs(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -101,7 +101,7 @@ def test_the_example_is_short_and_its_smoke_form_runs(tmp_path: Path, capsys, mo
         "textures-bowls.png", "textures-forest.png"
     }  # fmt: skip
     found = list(records(tmp_path).values())
-    assert len(found) == 2 * 3 + 2 * 3
+    assert len(found) == 2 * 3 + 2 * 5
     assert {r["scale"] for r in found} == {"smoke"}
     assert "own://examples/own_task" in found[0]["command"]
     catalogue.TASKS.pop("textures")
@@ -111,7 +111,7 @@ def test_a_comparison_ends_in_the_words_of_the_three_tasks(own, tmp_path: Path, 
     assert own() == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "FAdam against AdamW" in (tmp_path / "runs/line/tables/line.md").read_text()
-    assert any(word in shown for word in ("equivalent", "better", "worse", "undecided after 3 pairs"))
+    assert any(word in shown for word in ("equivalent", "better", "worse", "undecided after 5 pairs"))
     assert "Easier" in shown or "easier to tune" in shown or "harder to tune" in shown
     made = records(tmp_path / "runs")
     assert own() == 0  # nothing is left to do
@@ -165,7 +165,7 @@ def test_a_mistake_in_the_file_is_told_in_a_sentence(own, capsys, mistake: str) 
     assert said in error
     assert error.count("\n") == 1
     if mistake == "its own exception":
-        assert ".py, line 23, in loss: " in error
+        assert ".py, line 21, in loss: " in error
 
 
 @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ def test_a_mistake_in_the_file_is_told_in_a_sentence(own, capsys, mistake: str) 
         ("val/loss", "loss", "must have objective: {metric: val/<name>, mode: min or max}"),
         ("matters: 0.01, ", "", "study: "),
         ("matters: 0.01", "matters: 0", "matters must be above 0, got 0"),
-        ("looks: [3]", "looks: [2]", "study.looks must begin with at least 3 pairs, got [2]"),
+        ("looks: [5]", "looks: [2]", "study.looks must begin with at least 5 pairs, got [2]"),
         ("lowest: 0.1", "lowest: 0", "study.lowest must be above 0, got 0"),
-        ("looks: [3]", "optimizers: [fadams]", "there is no configs/optimizer/fadams.yaml"),
-        ("looks: [3]", "pairs: [3]", "study has no pairs; its keys are decays, highest, "),
+        ("looks: [5]", "optimizers: [fadams]", "there is no configs/optimizer/fadams.yaml"),
+        ("looks: [5]", "pairs: [3]", "study has no pairs; its keys are decays, highest, "),
         ("own: {_target_: NAME.Line}", "", "must have one of the keys own, a task in one file, and lightning"),
         ("own: {_target_: NAME.Line}", "own: {Line: 1}", "own must have a _target_, such as examples."),
         ("trainer: {max_steps: 8}", "", "must say trainer.max_steps, the optimizer steps of a run"),
@@ -201,7 +201,7 @@ def test_a_missing_config_names_the_page(tmp_path: Path) -> None:
 
 
 def test_other_optimizers_are_compared_with_the_first(own, tmp_path: Path, capsys) -> None:
-    three = CONFIG.replace("looks: [3]", "looks: [3], optimizers: [adamw_clip, fadam, adam_atan2]")
+    three = CONFIG.replace("looks: [5]", "looks: [5], optimizers: [adamw_clip, fadam, adam_atan2]")
     assert own(TASK, three) == 0
     page = (tmp_path / "runs/line/tables/line.md").read_text()
     assert "adam_atan2: Adam-atan2 against AdamW + clip" in page
