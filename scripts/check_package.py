@@ -101,7 +101,7 @@ def check(folder: Path) -> Path:
     Raises:
         SystemExit: something is wrong; names it.
     """
-    tools = environment(folder / "tools", "build", "twine")
+    tools = environment(folder / "tools", "-c", str(ROOT / "constraints.txt"), "build", "twine")
     # The wheel is made from the sdist, which knows no git.
     done = subprocess.run(
         [tools, "-m", "build", "--outdir", folder / "dist", ROOT], capture_output=True, text=True

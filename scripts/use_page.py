@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from experiments.analysis import tuning, verdicts
-from experiments.analysis.comparisons import Compared, Study
+from experiments.analysis.comparisons import Study
 from experiments.analysis.table import Cell, Table, word
 from experiments.analysis.tables import gain_text
 from experiments.core.catalogue import arm, task, where
@@ -49,7 +49,8 @@ def answer(study: Study) -> str:
 
 def learning_rates(study: Study) -> str:
     """The tuned rates of both, by study; before the second study, those of configs/tuned."""
-    rows, factors = [], []
+    rows: list[list[Cell | str]] = []
+    factors = []
     for p in study.protocols:
         found = tuning.bowls(study.table, p)
         chosen = study.tuned[p.name]
@@ -66,13 +67,13 @@ def learning_rates(study: Study) -> str:
         return (
             f"{between}\n\n{table(header, rows, 'A width is the factor between rates within `matters` of the best.')}"
         )
-    before = []
+    before: list[list[Cell | str]] = []
     for path in sorted((CONFIGS / "tuned").glob("*.yaml")):
         rates = {name: found["lr"] for name, found in yaml.safe_load(path.read_text(encoding="utf-8"))["tuned"].items()}
         if set(PAIR) <= set(rates):
             factor = rates["fadam"] / rates["adamw_clip"]
-            place = f"[`configs/tuned/{path.name}`](../configs/tuned/{path.name})"
-            before.append([place, *(f"{rates[name]:g}" for name in PAIR), f"{factor:.2g}"])
+            named = f"[`configs/tuned/{path.name}`](../configs/tuned/{path.name})"
+            before.append([named, *(f"{rates[name]:g}" for name in PAIR), f"{factor:.2g}"])
     return (
         "The second study has not tuned both yet. Chosen before it, on one seed and a factor of 2 between rates:\n\n"
         + table(header[:4], before)
@@ -81,8 +82,8 @@ def learning_rates(study: Study) -> str:
 
 def of_claims(study: Study, *claims: str) -> str:
     """The comparisons that some claims rest on."""
-    found: list[Compared] = [c for c in study.comparisons if c.comparison.claim in claims and c.verdict.pairs]
-    rows = []
+    found = [c for c in study.comparisons if c.comparison.claim in claims and c.verdict.pairs]
+    rows: list[list[Cell | str]] = []
     for c in found:
         p = c.protocol
         arms = f"{arm(c.comparison.challenger).label} against {arm(c.comparison.baseline).label}"
@@ -108,7 +109,7 @@ def epsilon(study: Study) -> str:
 def cost(results: Path) -> str:
     """Time and memory of a fused step over fused AdamW's."""
     content: dict[str, Any] = json.loads((results / "bench" / "step.json").read_text(encoding="utf-8"))
-    rows = []
+    rows: list[list[Cell | str]] = []
     for s in content["sections"]:
         ours, theirs = s["rows"].get("FAdam fused"), s["rows"].get("AdamW fused")
         if not ours or not theirs:

@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 # What stands for something, and one of the things it may stand for.
 STANDS_FOR = {
     "<task>": ("asr", "llm", "vqvae"), "<scale>": ("cpu",), "<name>": ("fadam",), "<n>": ("1",),
-    "<folder>": ("folder",),
+    "<folder>": ("folder",), "<config>": ("examples/own_task/textures.yaml",), "<url>": ("file:///index",),
     "<images>": ("images",), "DIR": ("folder",), "{asr,llm,vqvae}": ("asr", "llm", "vqvae"),
     "-...": ("-asr", "-llm", "-vqvae"),
 }  # fmt: skip

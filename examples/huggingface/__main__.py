@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
@@ -72,7 +73,12 @@ def trainer(arm: str, seed: int, folder: Path, lr: float, steps: int, clip: floa
     """The Trainer of one run: initial weights and order of the data are the seed's, whatever the optimizer."""
     optimizer, options, own_clip = ARMS[arm]
     torch.manual_seed(seed)
-    size = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    size: dict[str, Any] = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    }
     model = BertForSequenceClassification(BertConfig(vocab_size=256, max_position_embeddings=LENGTH, **size))
     arguments = TrainingArguments(
         output_dir=str(folder), seed=seed, max_steps=steps, learning_rate=lr, lr_scheduler_type="cosine",
@@ -86,7 +92,7 @@ def trainer(arm: str, seed: int, folder: Path, lr: float, steps: int, clip: floa
         train_dataset=Passages(test=False),
         eval_dataset=Passages(test=True),
         optimizer_cls_and_kwargs=(optimizer, {"lr": lr, **options}),
-        compute_metrics=lambda p: {"error": float((p.predictions.argmax(-1) != p.label_ids).mean())},
+        compute_metrics=lambda p: {"error": float((np.argmax(p.predictions, -1) != p.label_ids).mean())},
         callbacks=[TellsOfClipping()],
     )
 
@@ -99,7 +105,8 @@ def run(arm: str, seed: int, root: Path, lr: float, steps: int, clip: float | No
         done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return done
     made = trainer(arm, seed, folder, lr, steps, clip)
-    made.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    last: Any = get_last_checkpoint(str(folder)) if folder.is_dir() else None  # type: ignore[no-untyped-call]
+    made.train(resume_from_checkpoint=last)
     found = made.evaluate()
     notes = [c.said for c in made.callback_handler.callbacks if isinstance(c, TellsOfClipping) and c.said]
     record = {"arm": arm, "seed": seed, "lr": lr, "steps": steps, "notes": notes}

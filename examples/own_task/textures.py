@@ -25,7 +25,7 @@ class Textures(OwnTask):
         self.width = width
 
     def data(self) -> dict[str, tuple[Tensor, Tensor]]:
-        pictures = [data.brick(), data.grass(), data.gravel()]
+        pictures = [getattr(data, name)() for name in ("brick", "grass", "gravel")]
         splits: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
         for picture in pictures:
             patches = picture.reshape(64, SIZE, 64, SIZE).swapaxes(1, 2)  # (row, column, SIZE, SIZE)

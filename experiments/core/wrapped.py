@@ -80,7 +80,7 @@ class WrappedModule(TaskModule):
                 setattr(self, name, getattr(model, name))
         self.by_loss = not _overrides(model, LightningModule, "validation_step")
         self._wrap_steps(model)
-        model.log = self._log  # type: ignore[method-assign, assignment]
+        model.log = self._log  # type: ignore[method-assign]
 
     def _wrap_steps(self, model: LightningModule) -> None:
         step: Any = model.training_step
@@ -96,7 +96,7 @@ class WrappedModule(TaskModule):
         def by_loss(batch: Any, *words: Any) -> None:
             found = step(batch, *words)
             loss = found["loss"] if isinstance(found, dict) else found
-            self.log(f"{self.trainer.state.stage.dataloader_prefix}/loss", loss, batch_size=items(batch))
+            self.log(f"{self._split()}/loss", loss, batch_size=items(batch))
 
         vars(self)["training_step"] = training_step
         if self.by_loss:
@@ -105,13 +105,16 @@ class WrappedModule(TaskModule):
             for name in [n for n in vars(self) if n == "validation_step" or n.startswith("on_validation_")]:
                 vars(self)[name.replace("validation", "test")] = vars(self)[name]
 
+    def _split(self) -> str:
+        """What is gone through now: train, val or test."""
+        stage = self.trainer.state.stage
+        return str(stage.dataloader_prefix) if stage is not None else "train"
+
     def _log(self, name: str, value: Any, *words: Any, **options: Any) -> None:
         """What the module logs. Where its training loss stands for a metric, that alone is logged."""
-        stage = self.trainer.state.stage
-        split = "train" if self.trainer.training else stage.dataloader_prefix if stage is not None else None
-        if split != "train" and self.by_loss:
-            return
-        self.log(f"{split or 'train'}/{_SPLIT.sub('', name)}", value, *words, **options)
+        split = self._split()
+        if split == "train" or not self.by_loss:
+            self.log(f"{split}/{_SPLIT.sub('', name)}", value, *words, **options)
 
     def seen(self, batch: Any) -> dict[str, float]:
         return {"items": float(items(batch))}

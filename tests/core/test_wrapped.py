@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.demos.boring_classes import BoringModel
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -100,14 +98,8 @@ def wrapped(compose_config, tmp_path: Path):
             "study": {"matters": 0.1},
         }  # fmt: skip
         OmegaConf.save(OmegaConf.create(content), folder / "somebodys.yaml")
-        # `compose_config` has a search path of its own; here it has initialised Hydra alone.
-        search = (f"hydra.searchpath=['own://{folder}']", f"paths.runs_dir={tmp_path / 'runs'}")
-        given = [*search, "experiment=somebodys", "logger=none", "progress=line", *words]
-        cfg = compose("train", overrides=given, return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return cfg
+        search = f"hydra.searchpath=['own://{folder}']"
+        return compose_config(search, "experiment=somebodys", "logger=none", "progress=line", *words)
 
     return build
 
