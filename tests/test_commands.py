@@ -87,7 +87,7 @@ def in_code(path: Path) -> Iterator[str]:
             inside |= {id(part) for part in node.values}
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else UNKNOWN for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            if re.fullmatch(MODULES, node.value):
+            if re.fullmatch(rf"{MODULES}(?: own)?", node.value):
                 continue
             yield node.value
 

@@ -78,15 +78,20 @@ def try_two_steps(declared: Declared, words: Sequence[str]) -> None:
 
 
 def _mistake(error: BaseException, folder: Path) -> UserError | None:
-    """What went wrong in a file of that folder, in a sentence; None where it was elsewhere."""
-    if (sentence := in_a_sentence(error)) is not None:
-        return UserError(sentence)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent == folder]
-    if not frames:
-        return None
-    last = frames[-1]
-    place = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
-    return UserError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}")
+    """What went wrong, in a sentence, with the line where it was in a file of that folder; None where it was ours."""
+    cause: BaseException | None = error
+    chain = []
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__
+    for each in reversed(chain):
+        frames = [f for f in traceback.extract_tb(each.__traceback__) if Path(f.filename).parent == folder]
+        if frames and not isinstance(each, UserError):
+            last = frames[-1]
+            place = f"{Path(last.filename).name}, line {last.lineno}, in {last.name}"
+            return UserError(f"{place}: {type(each).__name__}: {' '.join(str(each).split())}")
+    sentence = in_a_sentence(error)
+    return None if sentence is None else UserError(sentence)
 
 
 class OwnPages(Pages):

@@ -92,6 +92,7 @@ def records(root: Path) -> dict[str, dict[str, Any]]:
 def test_the_example_is_short_and_its_smoke_form_runs(tmp_path: Path, capsys, monkeypatch) -> None:
     assert len((EXAMPLES / "own_task" / "textures.py").read_text().splitlines()) <= 80
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(study, "Pool", Serial)
     words = ["own", "examples/own_task/textures.yaml", "--smoke", "--runs", str(tmp_path), "--jobs", "1"]
     assert study.main(words) == 0
     shown = capsys.readouterr().out
@@ -150,6 +151,10 @@ MISTAKES = {
         ('"train": (x[::3], y[::3])', '"train": (x[::3], y[::2])'), "Line.data: train has tensors of 32, 48 items",
     ),
     "its own exception": (("x, y = batch\n", "x, z = batch\n"), "NameError: name 'y' is not defined"),
+    "its own exception in the model": (
+        ("return nn.Linear(1, 1)", "return nn.Linear(1)"),
+        ".py, line 17, in model: TypeError: Linear.__init__() missing 1 required positional argument",
+    ),
     "no import": (("import torch\n", "import torches\n"), "No module named 'torches'"),
     "no class": (("class Line", "class Curve"), "Line"),
     "not ours": (("class Line(OwnTask)", "class Line"), "own: Line must derive from experiments.own.OwnTask"),
