@@ -143,7 +143,9 @@ def command() -> str:
     from hydra.core.hydra_config import HydraConfig
 
     if HydraConfig.initialized():
-        words = ["python", "-m", "experiments.train", *HydraConfig.get().overrides.task]
+        given = HydraConfig.get().overrides
+        # Where somebody's own task lies is no part of the task's words.
+        words = ["python", "-m", "experiments.train", *(w for w in given.hydra if "own://" in w), *given.task]
         # Where and how it was watched is no part of repeating it.
         kept = [w for w in words if not w.startswith(("paths.", "logger=", "progress=", "resume="))]
         return shlex.join(kept)

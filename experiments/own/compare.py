@@ -33,6 +33,7 @@ from experiments.core.files import write_whole
 from experiments.core.plan import Planner, plan_all, wanted
 from experiments.core.protocol import Protocol
 from experiments.core.records import Records, one_line_warnings
+from experiments.own.task import OwnTask
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +56,8 @@ def described(declared: Declared) -> catalogue.Task:
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ConfigError(f"{declared.path}: {declared.target} cannot be imported: {reason}") from error
-    entry = declared.entry(str(getattr(made, "title", "")), tuple(getattr(made, "metrics", ())))
+    own = isinstance(made, type) and issubclass(made, OwnTask) and (made.title, tuple(made.metrics))
+    entry = declared.entry(*own) if own else declared.entry()
     catalogue.TASKS[declared.name] = entry
     return entry
 

@@ -48,6 +48,7 @@ scheduler: {warmup_steps: 2}
 objective: {metric: val/loss, mode: min}
 study: {matters: 0.01, lowest: 0.1, highest: 0.25, tuning_seeds: 1, looks: [5]}
 """
+METRICS = ("test/loss", "val/loss")
 
 
 class Serial:
@@ -198,6 +199,18 @@ def test_a_mistake_in_the_config_is_told_in_a_sentence(own, capsys, old: str, ne
     assert error.startswith("error: ")
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["own_task/textures", "lightning_module/transformer"])
+def test_the_examples_are_declared_as_studies_are(name: str) -> None:
+    declared = read(EXAMPLES / f"{name}.yaml")
+    p = declared.protocol()
+    assert (p.scale, p.bowl.arms, p.metric.name, p.tuning.name) == ("cpu", ("adamw_clip", "fadam"), *METRICS)
+    assert not set(p.bowl.seeds) & set(p.evaluation)
+    assert p.overrides == {"code": declared.code}
+    entry = declared.entry()
+    assert entry.metric("test/loss").mode == "min"
+    assert entry.metric("val/loss").label.startswith("validation loss")
 
 
 def test_a_missing_config_names_the_page(tmp_path: Path) -> None:
