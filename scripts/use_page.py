@@ -118,7 +118,7 @@ def cost(results: Path) -> str:
         around = f"{ours['ratio']:.2f} ({ours['ratio_q1']:.2f}–{ours['ratio_q3']:.2f})"
         memory = ours.get("memory_ratio")
         rows.append(
-            [place, f"{s['parameters'] / 1e6:.3g} M", around, "–" if memory is None else f"{memory:.2f}",
+            [place, f"{s['parameters'] / 1e6:,.1f} M", around, "–" if memory is None else f"{memory:.2f}",
              s["device"].upper()]
         )  # fmt: skip
     note = f"Medians and quartiles, {content['device']}, {content['date'][:10]}: `{content['command']}`."
