@@ -137,17 +137,28 @@ bench-llm: $(READY) ## tokens per second of our training run against a bare PyTo
 	@$(PY) -m scripts.bench_llm
 
 # ---- the house ----------------------------------------------------------------------------------------------------
-.PHONY: test torture lint format wheel check-package clean
+.PHONY: test test-fast torture lint format wheel check-package clean
 test: $(READY) ## lint, types and tests (about 10 minutes on 2 cores)
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q
 
+# Two processes, one a core; each half takes about as long as the other.
+FAST_1 := tests/fadam/test_reference.py tests/fadam/test_options.py tests/fadam/test_defaults.py
+FAST_2 := tests/core/test_records.py tests/core/test_catalogue.py tests/study
+test-fast: $(READY) ## format, structure and the most telling tests (less than 90 seconds on 2 cores)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(PY) -m scripts.structure
+	@$(PY) -m pytest -q -p no:cacheprovider $(FAST_1) & first=$$!; \
+		$(PY) -m pytest -q -p no:cacheprovider $(FAST_2) && wait $$first
+
 torture: $(READY) ## end runs and sweeps at random moments, and feed rotten data (about an hour): docs/reliability.md
 	@$(PY) -m pytest -q -s -m "long or not long" tests/torture $(wildcard tests/*/test_rotten*.py)
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, the structure's figures and mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(PY) -m scripts.structure
 	@$(VENV)/bin/mypy
 
 format: $(READY) ## let ruff rewrite the sources

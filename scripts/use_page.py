@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from experiments.analysis import tuning, verdicts
+from experiments.analysis import bowls, verdicts
 from experiments.analysis.comparisons import Study
 from experiments.analysis.table import Cell, Table, word
 from experiments.analysis.tables import gain_text
@@ -52,12 +52,12 @@ def learning_rates(study: Study) -> str:
     rows: list[list[Cell | str]] = []
     factors = []
     for p in study.protocols:
-        found = tuning.bowls(study.table, p)
+        found = bowls.bowls(study.table, p)
         chosen = study.tuned[p.name]
         if set(PAIR) <= set(chosen):
             rates = {name: rate(chosen[name].step) for name in PAIR}
             factors.append(rates["fadam"] / rates["adamw_clip"])
-            widths = [f"{found[name].found.width:.1f}" if name in found else "–" for name in PAIR]
+            widths = [f"{found[name].width:.1f}" if name in found else "–" for name in PAIR]
             size = f", {p.size:g} M parameters" if p.size else ""
             place = Cell(where(p.task, p.variant) + size, href=f"tables/{p.task}.md")
             rows.append([place, *(f"{rates[name]:g}" for name in PAIR), f"{factors[-1]:.2g}", " and ".join(widths)])

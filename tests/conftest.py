@@ -18,6 +18,11 @@ TEST_CONFIGS = ROOT / "tests" / "configs"
 Compose = Callable[..., "DictConfig"]
 
 
+def record_path(cfg: DictConfig) -> Path:
+    """Where the run's record will lie."""
+    return Path(f"{cfg.paths.run_dir}.json")
+
+
 @pytest.fixture
 def compose_config(tmp_path: Path) -> Iterator[Compose]:
     """`compose_config("experiment=asr_cpu", ...)`: the config of a run whose folders lie in `tmp_path`."""

@@ -263,6 +263,17 @@ def test_fetching_says_in_a_sentence_what_it_cannot(capsys, tmp_path: Path, monk
         assert said in capsys.readouterr().err
 
 
+def test_the_fast_tests_are_there() -> None:
+    """`make test-fast` names files, of which each has tests."""
+    named = re.findall(r"^FAST_\d := (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    paths = [ROOT / word for line in named for word in line.split()]
+    assert len(named) == 2
+    assert len(paths) == len(set(paths)) > 5
+    for path in paths:
+        files = [path] if path.suffix == ".py" else list(path.glob("test_*.py"))
+        assert any("def test_" in file.read_text(encoding="utf-8") for file in files), path
+
+
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])
 def test_reproduce_makes_its_data_first(scale: str) -> None:
     for task in ("asr", "llm", "vqvae"):

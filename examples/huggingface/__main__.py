@@ -94,7 +94,7 @@ def run(arm: str, seed: int, root: Path, lr: float, steps: int, clip: float | No
         done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return done
     made = trainer(arm, seed, folder, lr, steps, clip)
-    last: Any = get_last_checkpoint(str(folder)) if folder.is_dir() else None  # type: ignore[no-untyped-call]
+    last: Any = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     made.train(resume_from_checkpoint=last)
     found = made.evaluate()
     notes = [c.said for c in made.callback_handler.callbacks if isinstance(c, TellsOfClipping) and c.said]

@@ -177,7 +177,7 @@ class GradientScale(Callback):
 
 
 class NonFiniteGradients(Callback):
-    """What happens at a step whose gradients are not all finite, before they are scaled, clipped or used.
+    """Handles a step whose gradients are not all finite, before they are scaled, clipped or used.
 
     Args:
         policy: "keep" leaves them to the optimizer, at no cost. "error" ends the run, naming a parameter; "skip" leaves
@@ -201,15 +201,15 @@ class NonFiniteGradients(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.policy == "keep":
             return
-        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
-        grads = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for _, p in named]
+        named = [(name, p, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
+        grads = [grad.to_local() if isinstance(grad, DTensor) else grad for _, _, grad in named]
         # One synchronisation: a maximum of magnitudes is finite where all of them are.
         norms = torch._foreach_norm([g for g in grads if g.numel()], ord=math.inf) if grads else ()
         bad = bool(norms) and not bool(torch.stack([n.float() for n in norms]).isfinite().all())
         if not trainer.strategy.reduce_boolean_decision(bad, all=False):
             return
         if self.policy == "error":
-            for (name, _), grad in zip(named, grads, strict=True):
+            for (name, _, _), grad in zip(named, grads, strict=True):
                 count = int((~grad.isfinite()).sum())
                 if count:
                     raise DivergedError(
@@ -218,7 +218,7 @@ class NonFiniteGradients(Callback):
                     )
             raise DivergedError(f"a gradient is not finite at step {trainer.global_step + 1}, in another process")
         self.skipped += 1
-        for _, parameter in named:
+        for _, parameter, _ in named:
             parameter.grad = None  # no optimizer steps a parameter without one
 
 

@@ -1,4 +1,4 @@
-"""What all data modules share: training batches are a pure function of the step, so that runs resume exactly."""
+"""The base of all data modules: training batches are a pure function of the step, so that runs resume exactly."""
 
 from __future__ import annotations
 

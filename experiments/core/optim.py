@@ -1,4 +1,4 @@
-"""Parameter groups, made here alone so that every optimizer gets the same ones, and optimizers that need more."""
+"""Parameter groups, made only here so that every optimizer gets the same ones, and optimizers that need more."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DECAY_CHOICES = ("all", "no_norms", "no_embeddings")
 
 
 def embedding_parameters(module: nn.Module) -> set[int]:
-    """The `id` of every parameter of an embedding, those that an output layer shares included."""
+    """The `id` of every parameter of an embedding, also of one that an output layer shares."""
     return {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
 
 
@@ -40,7 +40,8 @@ def parameter_groups(module: nn.Module, decay: Decay) -> list[dict[str, Any]]:
     if decay not in DECAY_CHOICES:
         raise ConfigError(f"module.decay must be one of {', '.join(DECAY_CHOICES)}, got {decay!r}")
     embeddings = embedding_parameters(module)
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
@@ -110,7 +111,7 @@ class AdamAtan2(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

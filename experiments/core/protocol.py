@@ -22,7 +22,7 @@ STEPS_PER_DECADE = 5
 
 Mode = Literal["min", "max"]
 Pool = Literal["decoupled", "natural"]
-# A run that is not planned in full yet, by study, what it is of, and a number.
+# A run that is not planned in full yet: its study, what it belongs to, and a number.
 Key = tuple[str, str, int]
 
 
@@ -292,9 +292,20 @@ def _content(name: str, folder: Path) -> dict[str, Any]:
     return {**_content(base, folder), **content} if base else content
 
 
+def _with_context(content: dict[str, Any], path: Path) -> None:
+    """Add the optimizers that every study shows, `configs/context.yaml`, to a study's own."""
+    arms = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("arms") if path.is_file() else None
+    if arms and content.get("size") is None:
+        bowl = content["bowl"]
+        middle = (bowl["first"] + bowl["last"]) // 2
+        usual = {"first": middle - 2, "last": middle + 2, "seeds": bowl["seeds"][:2], "start": bowl["start"]}
+        own = content.get("context") or {"arms": [], **usual}
+        content["context"] = {**own, "arms": list(dict.fromkeys([*own["arms"], *arms]))}
+
+
 @functools.cache
 def protocol(name: str, folder: Path = FOLDER) -> Protocol:
-    """What `configs/study/<name>.yaml` declares.
+    """What `configs/study/<name>.yaml` declares, and the optimizers that `configs/context.yaml` adds to every study.
 
     Raises:
         ConfigError: there is no such file, or a key in it is unknown, missing or out of range.
@@ -303,11 +314,12 @@ def protocol(name: str, folder: Path = FOLDER) -> Protocol:
     seeds = content.get("evaluation")
     if isinstance(seeds, Mapping) and set(seeds) == {"first", "count"}:
         content["evaluation"] = list(range(seeds["first"], seeds["first"] + seeds["count"]))
+    _with_context(content, folder.parent / "context.yaml")
     found: Protocol = built(Protocol, {"name": name, **content}, name)
     return found
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The declared studies, those that run first first."""
+    """The declared studies, in the order in which they run."""
     found = [path.stem for path in folder.glob("*.yaml")]
     return sorted(found, key=lambda name: (_content(name, folder).get("priority", 0), name))

@@ -19,9 +19,10 @@ import lightning
 import torch
 from hydra.errors import InstantiationException
 from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import loggers as log
@@ -69,7 +70,7 @@ def build_data(cfg: DictConfig) -> ResumableDataModule:
 
 
 def build_module(cfg: DictConfig) -> TaskModule:
-    """The task's module. Initial weights depend on `seed` alone: no optimizer has a part in them."""
+    """The task's module. Initial weights depend on `seed` and on no optimizer."""
     lightning.seed_everything(int(cfg.seed), workers=True, verbose=False)
     module: TaskModule = instantiate(
         cfg.module,
@@ -97,7 +98,7 @@ def build_trainer(cfg: DictConfig, stem: Path) -> Trainer:
         _convert_="object",
     )
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    if cfg.multirun and trainer.world_size > 1 and not environment.creates_processes_externally:
+    if cfg.multirun and trainer.world_size > 1 and not getattr(environment, "creates_processes_externally", False):
         # Lightning starts the others with this process's command line, which is the sweep's.
         raise ConfigError(
             f"a sweep on one machine cannot start runs of {trainer.world_size} processes: send it to SLURM with "
@@ -240,8 +241,8 @@ def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict
         if checkpoint is None:
             folder.clear()
             OmegaConf.save(cfg, folder.stem / "config.yaml", resolve=True)
-    names = (str(cfg[name]) for name in ("task", "scale", "variant", "arm", "trial"))
-    run_id = log.run_id(*names, cfg.seed, folder.identity.digest)
+    task, scale, variant, arm, trial = (str(cfg[name]) for name in ("task", "scale", "variant", "arm", "trial"))
+    run_id = log.run_id(task, scale, variant, arm, trial, cfg.seed, folder.identity.digest)
     for logger in trainer.loggers:
         if isinstance(logger, log.OptionalWandbLogger):
             logger.identify(run_id)
