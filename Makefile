@@ -95,7 +95,7 @@ status: $(READY) ## what of the studies is published, done here, due, and the ho
 .PHONY: compare-own
 OWN ?= examples/own_task/textures.yaml
 compare-own: $(READY) ## AdamW + clip against FAdam on a task of your own, OWN=<its config>: docs/own-task.md
-	@$(PY) -m experiments.study own "$(OWN)" --jobs $(JOBS) $(ARGS)
+	@$(PY) -m experiments.study own "$(OWN)" --jobs $(JOBS) --runs "$(RUNS)/own" $(ARGS)
 
 # ---- results ------------------------------------------------------------------------------------------------------
 .PHONY: publish tables report compare check-report

@@ -119,9 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for arm in ARMS:
             record = run(arm, seed, options.out, options.lr, options.steps, options.clip)
             losses.setdefault(arm, []).append(record["test/loss"])
-            print(
-                f"{arm} seed {seed}: test loss {record['test/loss']:.4f}, error {record['test/error']:.2%}", flush=True
-            )
+            print(f"{arm} seed {seed}: test loss {record['test/loss']:.4f} nats a byte", flush=True)
     gains = [a - f for a, f in zip(losses["adamw_clip"], losses["fadam"], strict=True)]
     shown = ", ".join(f"{gain:+.4f}" for gain in gains)
     print(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -71,3 +73,12 @@ def test_lightnings_callback_warns_and_logs(tmp_path: Path, clip: float | None) 
     assert len(logged) == 3
     with pytest.raises(ValueError, match="every_n_steps must be at least 0, got -1"):
         FAdamMonitor(-1)
+
+
+def test_the_callback_is_of_the_lightning_that_is_in_use() -> None:
+    """Not of the other one of its two packages, whose Trainer would refuse it."""
+    said = "from fadam.lightning import FAdamMonitor; print(FAdamMonitor.__mro__[1].__module__.split('.')[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import pytorch_lightning; {said}"], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert done.stdout.split() == ["pytorch_lightning"]
