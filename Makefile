@@ -4,6 +4,7 @@
 #   JOBS=2               runs at a time
 #   OPTIMIZERS=adamw_clip,fadam  what is compared
 #   ARGS=                further Hydra overrides, such as ARGS="logger=wandb"; ARGS="debug=fast" tries two steps
+#   OWN=<config>         the task of `make compare-own`
 #   PYTHON=python3       makes the environment in .venv; 3.11 or newer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -89,14 +90,20 @@ $(TASKS:%=study-%): study-%: data-%
 status: $(READY) ## what of the studies is published, done here, due, and the hours left
 	@$(PY) -m experiments.study status --jobs $(JOBS) --runs "$(RUNS)"
 
+.PHONY: compare-own
+OWN ?= examples/own_task/textures.yaml
+compare-own: $(READY) ## AdamW + clip against FAdam on a task of your own, OWN=<its config>: docs/own-task.md
+	@$(PY) -m experiments.study own "$(OWN)" --jobs $(JOBS) --runs "$(RUNS)/own" $(ARGS)
+
 # ---- results ------------------------------------------------------------------------------------------------------
 .PHONY: publish tables report compare check-report
 publish: $(READY) ## copy finished records of the studies and of other scales into results/runs
 	@$(PY) -m experiments.study publish --runs "$(RUNS)"
 
-tables: $(READY) ## make README's answer, tables, figures and verdicts from the published records
+tables: $(READY) ## make README's answer, docs/use.md, tables, figures and verdicts from the published records
 	@$(PY) -m experiments.theory.knows
 	@$(PY) -m experiments.analysis tables
+	@$(PY) -m scripts.use_page
 
 report: $(READY) ## make results/report.html, one page with everything, from the published records
 	@$(PY) -m experiments.analysis report
@@ -130,7 +137,7 @@ bench-llm: $(READY) ## tokens per second of our training run against a bare PyTo
 	@$(PY) -m scripts.bench_llm
 
 # ---- the house ----------------------------------------------------------------------------------------------------
-.PHONY: test test-fast torture lint format wheel clean
+.PHONY: test test-fast torture lint format wheel check-package clean
 test: $(READY) ## lint, types and tests (about 10 minutes on 2 cores)
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q
@@ -164,6 +171,9 @@ format: $(READY) ## let ruff rewrite the sources
 
 wheel: $(READY) ## build the optimizer's wheel into dist/
 	@$(PY) -m build --wheel --outdir dist .
+
+check-package: ## build the optimizer's package, look into it and try it in an environment of its own (ARGS=--contents: no torch)
+	@$(PYTHON) -m scripts.check_package $(ARGS)
 
 clean: ## remove the environment and caches; data and runs stay
 	rm -rf "$(VENV)" dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache

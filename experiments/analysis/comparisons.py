@@ -331,10 +331,12 @@ def context(planner: Planner, tuned: Mapping[str, Tuned]) -> list[Context]:
 
 
 class Study:
-    """All declared studies on the records of some folders. Every answer is computed once."""
+    """The declared studies, or those of `protocols`, on the records of some folders. Every answer is computed once."""
 
-    def __init__(self, roots: Sequence[Path], folder: Path = FOLDER) -> None:
-        self.protocols = [protocol(name, folder) for name in names(folder)]
+    def __init__(
+        self, roots: Sequence[Path], folder: Path = FOLDER, protocols: Sequence[Protocol] | None = None
+    ) -> None:
+        self.protocols = [protocol(name, folder) for name in names(folder)] if protocols is None else list(protocols)
         self.records = Records(roots)
         decided = decider(self.protocols, self.records)
         self.planners = {p.name: Planner(p, self.records, decided) for p in self.protocols}

@@ -23,7 +23,8 @@ def superiority_power(sd: float, n: int, difference: float, alpha: float = ALPHA
     # Imported here: it takes seconds, and the study's runner needs none of it.
     from statsmodels.stats.power import TTestPower
 
-    return float(TTestPower().power(difference / sd, n, alpha, alternative="two-sided"))
+    power = float(TTestPower().power(difference / sd, n, alpha, alternative="two-sided"))
+    return 1.0 if math.isnan(power) else power  # scipy has no number where it is all but certain
 
 
 def equivalence_power(sd: float, n: int, matters: float, difference: float = 0.0, alpha: float = ALPHA) -> float:

@@ -103,6 +103,9 @@ ARMS = _arms(
     ("schedule_free", "Schedule-free AdamW", "schedule-free AdamW", "#708a2e", "-", "h"),
     ("soap", "SOAP", "SOAP", "#c04fc0", "--", "d"),
     ("ademamix", "AdEMAMix", "AdEMAMix", "#d0524f", "-.", "p"),
+    ("mars", "MARS", "MARS", "#b5542d", "--", "H"),
+    ("prodigy", "Prodigy", "Prodigy", "#6a8f3c", ":", "d"),
+    ("adam_atan2", "Adam-atan2", "Adam-atan2", "#8a6a3b", "-.", "8"),
 )
 _FREE = ("#5b8c85", "#c48a3a", "#8a6d9f", "#5d9e57", "#c26b8f", "#4f8fc0", "#a07a5a", "#7f8f3f")
 

@@ -240,7 +240,7 @@ class Run:
         ]  # fmt: skip
 
 
-def _built(kind: Any, value: Any, where: str) -> Any:
+def built(kind: Any, value: Any, where: str) -> Any:
     """`value`, as YAML gives it, as an object of `kind`.
 
     Raises:
@@ -256,15 +256,15 @@ def _built(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} has no {', '.join(unknown)}; its keys are {', '.join(sorted(names))}")
         make: Any = kind
         try:
-            return make(**{key: _built(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+            return make(**{key: built(hints[key], item, f"{where}.{key}") for key, item in value.items()})
         except TypeError as error:
             raise ConfigError(f"{where}: {error}") from None
     if type(None) in arguments:
-        return None if value is None else _built(arguments[0], value, where)
+        return None if value is None else built(arguments[0], value, where)
     if origin is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where} must be a list, got {value!r}")
-        return tuple(_built(arguments[0], item, f"{where}[{place}]") for place, item in enumerate(value))
+        return tuple(built(arguments[0], item, f"{where}[{place}]") for place, item in enumerate(value))
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
@@ -272,7 +272,7 @@ def _built(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type(Mapping)) or origin is not None:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a mapping, got {value!r}")
-        return {str(key): _built(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): built(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
@@ -315,7 +315,7 @@ def protocol(name: str, folder: Path = FOLDER) -> Protocol:
     if isinstance(seeds, Mapping) and set(seeds) == {"first", "count"}:
         content["evaluation"] = list(range(seeds["first"], seeds["first"] + seeds["count"]))
     _with_context(content, folder.parent / "context.yaml")
-    found: Protocol = _built(Protocol, {"name": name, **content}, name)
+    found: Protocol = built(Protocol, {"name": name, **content}, name)
     return found
 
 

@@ -29,7 +29,7 @@ from experiments.core import loggers as log
 from experiments.core import provenance, stopping
 from experiments.core import records as rec
 from experiments.core import resolvers as resolvers
-from experiments.core.callbacks import History, NonFiniteGradients, everyones, has_nan, is_evaluation
+from experiments.core.callbacks import ClippedTwice, History, NonFiniteGradients, everyones, has_nan, is_evaluation
 from experiments.core.checkpoint import WholeFiles
 from experiments.core.checks import check_choices
 from experiments.core.choices import CONFIGS
@@ -145,7 +145,9 @@ def command() -> str:
     from hydra.core.hydra_config import HydraConfig
 
     if HydraConfig.initialized():
-        words = ["python", "-m", "experiments.train", *HydraConfig.get().overrides.task]
+        given = HydraConfig.get().overrides
+        # Where somebody's own task lies is no part of the task's words.
+        words = ["python", "-m", "experiments.train", *(w for w in given.hydra if "own://" in w), *given.task]
         # Where and how it was watched is no part of repeating it.
         kept = [w for w in words if not w.startswith(("paths.", "logger=", "progress=", "resume="))]
         return shlex.join(kept)
@@ -235,7 +237,7 @@ def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict
         rank_zero_print(f"{cfg.label}: {guess}")
     module = build_module(cfg)
     trainer = build_trainer(cfg, folder.stem)
-    trainer.callbacks.append(CarryIdentity(folder.identity))  # type: ignore[attr-defined]
+    trainer.callbacks += [CarryIdentity(folder.identity), ClippedTwice(cfg.label)]  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         folder.tidy()
         if checkpoint is None:
@@ -272,6 +274,7 @@ def fit_and_test(
     config = dict(folder.identity.config)
     history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
     gradients = [c for c in trainer.callbacks if isinstance(c, NonFiniteGradients)]  # type: ignore[attr-defined]
+    clipping = [c for c in trainer.callbacks if isinstance(c, ClippedTwice)]  # type: ignore[attr-defined]
     history.watched = {f"{name}.metric": cfg[name].metric for name in ("objective", "target")}
     for logger in trainer.loggers:
         logger.log_hyperparams({"config": config, "data_fingerprint": data.fingerprint})
@@ -318,6 +321,7 @@ def fit_and_test(
         "diverged": history.diverged,
         "skipped_steps": sum(c.skipped for c in gradients),
         **module.flags(),
+        **({"notes": notes} if (notes := [c.said for c in clipping if c.said]) else {}),
         "problems": data.problems,
         "samples": samples,
         "artifacts": [Path(p).name for p in artifacts],

@@ -8,6 +8,7 @@
     python -m experiments.study tuned                # write what was chosen into configs/tuned
     python -m experiments.study choose llm_gpu       # choose from the runs of `make tune-llm SCALE=gpu`
     python -m experiments.study publish              # copy finished records into results/runs
+    python -m experiments.study own examples/own_task/textures.yaml    # the same on a task of your own
 
 Each run is `python -m experiments.train` with the words that `plan` prints. A run that has a record is not repeated; an
 interrupted run goes on. A run that fails is tried once more after the others, and then named. Ctrl-C stops everything;
@@ -51,9 +52,8 @@ def words(run: Run, runs: Path, more: Sequence[str]) -> list[str]:
     return [*run.words, "progress=line", "logger=none", f"paths.runs_dir={runs.resolve()}", *more]
 
 
-def run_all(options: argparse.Namespace, results: Records) -> int:
+def run_all(options: argparse.Namespace, results: Records, found: Sequence[Planner]) -> int:
     """Make runs until none is missing, or time is up."""
-    found = planners(options.studies, results)
     until = time.monotonic() + 60 * options.minutes if options.minutes else None
     tried: Counter[Path] = Counter()
     failures: dict[Path, str] = {}
@@ -93,6 +93,11 @@ def run_all(options: argparse.Namespace, results: Records) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["own"]:
+        from experiments.own import compare
+
+        return compare.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=("run", "status", "plan", "tuned", "choose", "publish"))
@@ -119,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "run":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-            return run_all(options, results)
+            return run_all(options, results, planners(options.studies, results))
         if options.command == "choose":
             for experiment in options.studies:
                 print("\n".join(choose_experiment(experiment, options.runs)))

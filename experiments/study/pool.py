@@ -14,21 +14,27 @@ from pathlib import Path
 from experiments.core.protocol import Run
 
 
-def perform(words: Sequence[str]) -> str:
-    """Make one run in this process; returns a sentence where it failed, else ""."""
+def execute(words: Sequence[str]) -> None:
+    """Make one run in this process."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
+    from experiments.core import run
     from experiments.core.choices import composed
+
+    cfg = composed(*words, hydra=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    run.execute(cfg)
+
+
+def perform(words: Sequence[str]) -> str:
+    """Make one run in this process; returns a sentence where it failed, else ""."""
     from experiments.core.errors import UserError
-    from experiments.core.run import execute
 
     try:
-        cfg = composed(*words, hydra=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        execute(cfg)
+        execute(words)
     except UserError as error:
         return str(error)
     except Exception:

@@ -51,3 +51,11 @@ def test_detectable_is_found_with_its_power(looks: int | tuple[int, ...]) -> Non
     assert (found.superior[:, -1] <= 0.05).mean() == pytest.approx(0.9, abs=0.007)
     assert 2 * nominal_levels(looks, 0.025)[-1] <= 0.05 + 1e-9
     assert superiority_power(2.0, looks[-1], difference) >= 0.9 - 1e-9
+
+
+@pytest.mark.parametrize("pairs", [5, 8])
+def test_few_pairs_detect_what_is_several_deviations_large(pairs: int) -> None:
+    found = [detectable(1.0, (pairs,), 0.05 / family) for family in (1, 2, 3, 5)]
+    assert 1 < found[0] < 2
+    assert found == sorted(found)
+    assert found[-1] < 4
