@@ -4,6 +4,7 @@
 #   JOBS=2               runs at a time
 #   OPTIMIZERS=adamw_clip,fadam  what is compared
 #   ARGS=                further Hydra overrides, such as ARGS="logger=wandb"; ARGS="debug=fast" tries two steps
+#   OWN=<config>         the task of `make compare-own`
 #   PYTHON=python3       makes the environment in .venv; 3.11 or newer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -89,14 +90,20 @@ $(TASKS:%=study-%): study-%: data-%
 status: $(READY) ## what of the studies is published, done here, due, and the hours left
 	@$(PY) -m experiments.study status --jobs $(JOBS) --runs "$(RUNS)"
 
+.PHONY: compare-own
+OWN ?= examples/own_task/textures.yaml
+compare-own: $(READY) ## AdamW + clip against FAdam on a task of your own, OWN=<its config>: docs/own-task.md
+	@$(PY) -m experiments.study own "$(OWN)" --jobs $(JOBS) --runs "$(RUNS)/own" $(ARGS)
+
 # ---- results ------------------------------------------------------------------------------------------------------
 .PHONY: publish tables report compare check-report
 publish: $(READY) ## copy finished records of the studies and of other scales into results/runs
 	@$(PY) -m experiments.study publish --runs "$(RUNS)"
 
-tables: $(READY) ## make README's answer, tables, figures and verdicts from the published records
+tables: $(READY) ## make README's answer, docs/use.md, tables, figures and verdicts from the published records
 	@$(PY) -m experiments.theory.knows
 	@$(PY) -m experiments.analysis tables
+	@$(PY) -m scripts.use_page
 
 report: $(READY) ## make results/report.html, one page with everything, from the published records
 	@$(PY) -m experiments.analysis report
@@ -130,17 +137,32 @@ bench-llm: $(READY) ## tokens per second of our training run against a bare PyTo
 	@$(PY) -m scripts.bench_llm
 
 # ---- the house ----------------------------------------------------------------------------------------------------
-.PHONY: test torture lint format wheel clean
+.PHONY: test test-fast torture lint format wheel check-package clean
 test: $(READY) ## lint, types and tests (about 10 minutes on 2 cores)
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q
 
+# Two processes, one a core: the optimizer and the runs, the way from the records to the reader.
+FAST_1 := tests/fadam/test_reference.py tests/fadam/test_options.py tests/fadam/test_defaults.py tests/fadam/test_paths.py::test_float64 \
+	tests/test_configs.py tests/core/test_callbacks.py tests/core/test_data.py tests/core/test_schedule.py
+FAST_2 := tests/study tests/core/test_plan.py tests/core/test_records.py tests/core/test_catalogue.py tests/core/test_menu.py \
+	tests/test_additions.py tests/test_readme.py tests/scripts/test_structure.py \
+	$(filter-out %/test_families.py %/test_looks.py,$(wildcard tests/analysis/test_*.py)) # without the simulated studies
+test-fast: $(READY) ## format, structure and the most telling tests (less than 90 seconds on 2 cores)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(PY) -m scripts.structure
+	@said=$$(mktemp); failed=0; $(PY) -m pytest -q -p no:cacheprovider $(FAST_1) > "$$said" 2>&1 & first=$$!; \
+		$(PY) -m pytest -q -p no:cacheprovider $(FAST_2) || failed=1; \
+		wait $$first || failed=1; cat "$$said"; rm "$$said"; exit $$failed
+
 torture: $(READY) ## end runs and sweeps at random moments, and feed rotten data (about an hour): docs/reliability.md
 	@$(PY) -m pytest -q -s -m "long or not long" tests/torture $(wildcard tests/*/test_rotten*.py)
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, the structure's figures and mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(PY) -m scripts.structure
 	@$(VENV)/bin/mypy
 
 format: $(READY) ## let ruff rewrite the sources
@@ -149,6 +171,9 @@ format: $(READY) ## let ruff rewrite the sources
 
 wheel: $(READY) ## build the optimizer's wheel into dist/
 	@$(PY) -m build --wheel --outdir dist .
+
+check-package: ## build the optimizer's package, look into it and try it in an environment of its own (ARGS=--contents: no torch)
+	@$(PYTHON) -m scripts.check_package $(ARGS)
 
 clean: ## remove the environment and caches; data and runs stay
 	rm -rf "$(VENV)" dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache

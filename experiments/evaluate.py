@@ -2,8 +2,8 @@
 
 python -m experiments.evaluate runs/asr/cpu/fadam/main-s1 [--checkpoint best]
 
-The folder may be somebody else's. What its config.yaml names is made only where it is part of this project, torch,
-torchaudio, transformers, lightning or the optimizers' packages; --allow names further packages that may be trusted.
+The folder may be somebody else's. Its config.yaml may only name classes of this project, torch, torchaudio,
+transformers, lightning or the optimizers' packages; --allow names further packages that may be trusted.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def evaluate(run: Path, checkpoint: str = "last", allow: Sequence[str] = ()) -> 
     Args:
         run: a run's folder, with `config.yaml` and checkpoints in it.
         checkpoint: "last" or "best".
-        allow: packages that config.yaml may name besides those of `TRUSTED`.
+        allow: packages that config.yaml may name besides `TRUSTED`.
 
     Raises:
         DataError: the folder holds no such run, or no whole checkpoint.

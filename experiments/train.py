@@ -29,7 +29,7 @@ from experiments.core.sweep import Watch
 def main(cfg: DictConfig) -> float | None:
     """Returns the run's objective, for sweepers that look for one."""
     stopping.watch()
-    watch = Watch(cfg.label, HydraConfig.get().job.get("num", 0) + 1 if cfg.multirun else 1)
+    watch = Watch(cfg.label, HydraConfig.get().job.num + 1 if cfg.multirun else 1)
     from experiments.core.run import execute
 
     try:

@@ -1,8 +1,8 @@
 """Which implementation steps a list of tensors, and what every implementation offers.
 
 The paper's step needs sums over whole tensors in two places: RMS(g) before the metric, RMS(n) and RMS(w) after it.
-A backend therefore does it in three phases, between which `fadam.sharding` adds up the sums of the processes that
-hold one tensor together.
+An implementation that can step shards therefore does it in three phases, between which `fadam.sharding` adds up the
+sums of the processes that hold one tensor together.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from fadam.blocks import BlockBackend, SingleBlockBackend, fits
+from fadam.bookkeeping import Tensors
 from fadam.foreach import ForeachBackend
 from fadam.metric import fake
+from fadam.options import Options
+from fadam.single import SingleBackend
 
 # Where torch's multi-tensor kernels are real ones; elsewhere they are a loop over tensors and gain nothing.
 _FOREACH_DEVICES = ("cuda", "xpu")
@@ -27,34 +31,110 @@ _BY_DEFAULT = ("cpu",)
 _PLAIN = (Tensor, torch.nn.Parameter)
 # Imported at the first step that could use them: Triton and a compiler cost seconds.
 _FUSED = {"cpu": ("fadam.fused.cpu", "CpuBackend"), "cuda": ("fadam.fused.cuda", "CudaBackend")}
+_NOTHING = Tensors([], [], [], [], [])
 
 
 class Backend(Protocol):
-    """One step of Algorithm 1 on N real, non-empty tensors of one device, in three phases or in one.
+    """One step of Algorithm 1 on N real, non-empty tensors of one device, counted up already.
 
-    It is built as ``Backend(params, grads, momentums, fims, steps, **options)`` with t already counted up, and used
-    once. `numels` among the options gives the elements of the logical tensors, where those given are shards of them,
-    `offsets` the numbers of their first elements in these, and `indices` those of the tensors, both for the stochastic
-    rounding.
+    It is built as ``Backend(tensors, options)`` and used once.
     """
+
+    def run(self) -> None:
+        """Write f_t, m_t and theta_t, by the shortest way there is."""
+        ...
+
+
+class PhasedBackend(Backend, Protocol):
+    """One that can step shards: `run`, or these three in their order, with other shards' sums added in between."""
 
     def gradient_sums(self) -> Tensor:
         """(N,): sum of g^2 of each tensor, in float64 where the device has it."""
         ...
 
     def metric_sums(self, gradient_sums: Tensor) -> Tensor:
-        """(2, N): sums of n^2 and of w^2 before the clip, 0 where they are not needed; writes f_t."""
+        """(2, N): sums of n^2 and of w^2 before the clip, 0 where they are not needed; f_t may be written."""
         ...
 
     def apply(self, metric_sums: Tensor) -> None:
-        """Write m_t and theta_t."""
-        ...
-
-    def run(self) -> None:
-        """The three phases with nothing in between, by the shortest way there is."""
+        """Write m_t and theta_t, and f_t if that has not been."""
         ...
 
 
+class Taken(NamedTuple):
+    """Which implementation steps some tensors."""
+
+    path: str  # "fused", "foreach" or "single"
+    reason: str  # why it is not the fused one, or ""
+
+
+def choose(tensors: Tensors, options: Options) -> Callable[[Tensors, Options], Backend]:
+    """The implementation for these tensors of one device.
+
+    Raises:
+        RuntimeError: if `fused` is true and cannot be had, with the reason.
+    """
+    path = take_path(tensors, options).path
+    if path == "fused":
+        return _fused(tensors)
+    if fits(tensors, options):  # torch's multi-tensor kernels are loops on a CPU too
+        return SingleBlockBackend if path == "single" else BlockBackend
+    return SingleBackend if path == "single" else ForeachBackend
+
+
+def choose_for_shards(tensors: Tensors, options: Options) -> Callable[[Tensors, Options], PhasedBackend]:
+    """The implementation for these shards of one device; in the place of the single-tensor loop, which has no phases,
+    the multi-tensor one.
+
+    Raises:
+        RuntimeError: as `choose`.
+    """
+    return _fused(tensors) if take_path(tensors, options).path == "fused" else ForeachBackend
+
+
+def take_path(tensors: Tensors, options: Options) -> Taken:
+    """What `choose` chooses, and why; where a default does without the fused implementation for something that this
+    machine lacks, a warning says so once.
+
+    Raises:
+        RuntimeError: as `choose`.
+    """
+    if options.differentiable:
+        return Taken("single", "differentiable=True")
+    if options.foreach is not None and not options.fused:
+        return Taken("foreach" if options.foreach else "single", f"foreach={options.foreach}")
+    params = tensors.params
+    device = params[0].device.type
+    plain = all(type(p) in _PLAIN or fake(p) for p in params)
+    other = "foreach" if plain and device in _FOREACH_DEVICES else "single"
+    if options.fused is False:
+        return Taken(other, "fused=False")
+    if not options.published:
+        return Taken(other, "it does the published algorithm only")
+    if torch.compiler.is_compiling():
+        return Taken(other, "a compiler does its own fusing")
+    if options.fused is None and device not in _BY_DEFAULT:
+        return Taken(
+            other, "it is not the default on other devices than the CPU; fused=True takes it where there is one"
+        )
+    if not plain:
+        reason: str | None = "it takes plain tensors only"
+    elif fake(params[0]):
+        reason = None if options.fused else "the tensors are fake ones"
+    else:
+        reason = fused_refusal(tensors, options, device)
+    if reason is None:
+        return Taken("fused", "")
+    if options.fused:
+        raise RuntimeError(f"FAdam: fused=True is not available: {reason}")
+    if plain and not fake(params[0]):
+        lacking = unavailable(options, device)
+        if lacking is not None:
+            _warn_once(other, lacking)
+    return Taken(other, reason)
+
+
+# ---- fused implementations -------------------------------------------------------------------------------------------
 @functools.cache
 def fused_backend(device: str) -> tuple[Any, str]:
     """The module of the fused implementation for a device type and its class's name; or None and why there is none."""
@@ -67,128 +147,49 @@ def fused_backend(device: str) -> tuple[Any, str]:
         return None, f"{module} cannot be imported: {error}"
 
 
-def fused_refusal(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentums: Sequence[Tensor],
-    fims: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    options: Mapping[str, Any],
-    device: str,
-) -> str | None:
+def fused_refusal(tensors: Tensors, options: Options, device: str) -> str | None:
     """Why the fused implementation cannot step these tensors; None if it can. Without tensors: whether there is
     one."""
     module, name = fused_backend(device)
     if module is None:
         return name
     try:
-        reason: str | None = module.refusal(params, grads, momentums, fims, steps, options)
+        reason: str | None = module.refusal(tensors, options)
     except Exception as error:  # a build that fails in an unforeseen way must not end a training run
         reason = f"{type(error).__name__}: {error}"
     return reason
 
 
-def is_ablation(options: Mapping[str, Any]) -> bool:
-    """Whether a switch leaves the published algorithm, which is all that fused implementations know."""
-    changed = options["momentum_mode"] != "natural" or options["decay_mode"] != "natural" or options["correct_momentum"]
-    return bool(changed)
+def unavailable(options: Options, device: str) -> str | None:
+    """Why there is no fused implementation for any tensors of a device; None if there is."""
+    return fused_refusal(_NOTHING, options, device)
 
 
-class Unseen:
+def _fused(tensors: Tensors) -> Callable[[Tensors, Options], PhasedBackend]:
+    if fake(tensors.params[0]):
+        return UnseenBackend
+    module, name = fused_backend(tensors.params[0].device.type)
+    backend: Callable[[Tensors, Options], PhasedBackend] = getattr(module, name)
+    return backend
+
+
+class UnseenBackend:
     """The fused step of tensors that are not there (FakeTensorMode): it writes in place and takes no memory."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, tensors: Tensors, options: Options) -> None:
+        self._param, self._size = tensors.params[0], len(tensors.params)
+
+    def gradient_sums(self) -> Tensor:
+        return self._param.new_zeros(self._size, dtype=torch.float64)
+
+    def metric_sums(self, gradient_sums: Tensor) -> Tensor:
+        return self._param.new_zeros(2, self._size, dtype=torch.float64)
+
+    def apply(self, metric_sums: Tensor) -> None:
         pass
 
     def run(self) -> None:
         pass
-
-
-class Taken(NamedTuple):
-    """Which implementation steps some tensors."""
-
-    path: str  # "fused", "foreach" or "single"
-    reason: str  # why it is not the fused one, or ""
-
-
-def choose(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentums: Sequence[Tensor],
-    fims: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    foreach: bool | None,
-    fused: bool | None,
-    differentiable: bool,
-    options: Mapping[str, Any],
-) -> Callable[..., Any] | None:
-    """The implementation for these tensors of one device; None is the single-tensor loop.
-
-    Raises:
-        RuntimeError: if `fused` is true and cannot be had, with the reason.
-    """
-    lists = params, grads, momentums, fims, steps
-    taken = take_path(*lists, foreach=foreach, fused=fused, differentiable=differentiable, options=options)
-    if taken.path != "fused":
-        return ForeachBackend if taken.path == "foreach" else None
-    if fake(params[0]):
-        return Unseen
-    module, name = fused_backend(params[0].device.type)
-    backend: Callable[..., Backend] = getattr(module, name)
-    return backend
-
-
-def take_path(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentums: Sequence[Tensor],
-    fims: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    foreach: bool | None,
-    fused: bool | None,
-    differentiable: bool,
-    options: Mapping[str, Any],
-) -> Taken:
-    """What `choose` chooses, and why; where a default does without the fused implementation for something that this
-    machine lacks, a warning says so once.
-
-    Raises:
-        RuntimeError: as `choose`.
-    """
-    if differentiable:
-        return Taken("single", "differentiable=True")
-    if foreach is not None and not fused:
-        return Taken("foreach" if foreach else "single", f"foreach={foreach}")
-    device = params[0].device.type
-    plain = all(type(p) in _PLAIN or fake(p) for p in params)
-    other = "foreach" if plain and device in _FOREACH_DEVICES else "single"
-    if fused is False:
-        return Taken(other, "fused=False")
-    if is_ablation(options):
-        return Taken(other, "it does the published algorithm only")
-    if torch.compiler.is_compiling():
-        return Taken(other, "a compiler does its own fusing")
-    if fused is None and device not in _BY_DEFAULT:
-        return Taken(
-            other, "it is not the default on other devices than the CPU; fused=True takes it where there is one"
-        )
-    if not plain:
-        reason: str | None = "it takes plain tensors only"
-    elif fake(params[0]):
-        reason = None if fused else "the tensors are fake ones"
-    else:
-        reason = fused_refusal(params, grads, momentums, fims, steps, options, device)
-    if reason is None:
-        return Taken("fused", "")
-    if fused:
-        raise RuntimeError(f"FAdam: fused=True is not available: {reason}")
-    if plain and not fake(params[0]):
-        lacking = fused_refusal([], [], [], [], [], options, device)
-        if lacking is not None:
-            _warn_once(other, lacking)
-    return Taken(other, reason)
 
 
 @functools.cache

@@ -18,7 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fadam.bookkeeping import Tensors
 from fadam.metric import bias_correction, dense_strides, fake, fim_weights, stochastic_bfloat16, store, working_dtype
+from fadam.options import Options
+from fadam.single import SingleBackend
 
 _BLOCK = 131072  # elements, so that its arrays stay in a cache; with fewer, the calls cost more than is saved
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -27,13 +30,15 @@ _MARGIN = 1.05  # a root of a sum of 131,072 squares in float32 is off by far le
 _LARGE = 1e30  # a sum of squares below it has not overflown; what vanished among them does not matter
 
 
-def fits(tensors: Sequence[Sequence[Tensor]], steps: Sequence[Tensor], capturable: bool) -> bool:
-    """Whether a `BlockLoop` can step these tensors; a graph cannot hold its host numbers."""
-    if capturable or torch.compiler.is_compiling() or not steps[0].is_cpu or fake(steps[0]):
+def fits(tensors: Tensors, options: Options) -> bool:
+    """Whether a `BlockBackend` can step these tensors; neither a graph nor autograd can use its host numbers."""
+    if options.capturable or options.differentiable or torch.compiler.is_compiling():
+        return False
+    if not tensors.steps[0].is_cpu or fake(tensors.steps[0]):
         return False
     return all(
         type(x) in _PLAIN and x.is_cpu and x.layout == torch.strided and x.dtype in _DTYPES
-        for list_ in tensors
+        for list_ in tensors.four
         for x in list_
     )
 
@@ -50,38 +55,26 @@ def _limits(dtype: torch.dtype) -> Limits:
     return Limits(info.max, math.sqrt(info.max) / 100, info.tiny)
 
 
-class BlockLoop:
-    """One step of some tensors, called with one after the other. The options are those of `fadam.functional.fadam`."""
+class BlockBackend:
+    """A backend (see `fadam.backend.Backend`) for tensors that `fits` accepts, with the numbers of `ForeachBackend`."""
 
-    def __init__(
-        self,
-        *,
-        lr: float | Tensor,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        eps2: float,
-        clip: float | None,
-        fim_rho: float,
-        weight_decay: float,
-        eps_mode: str,
-        momentum_mode: str,
-        decay_mode: str,
-        correct_momentum: bool,
-        maximize: bool,
-        stochastic_rounding: bool,
-        grad_scale: Tensor | None,
-    ) -> None:
-        self.lr, self.beta1, self.beta2, self.eps, self.eps2, self.clip = lr, beta1, beta2, eps, eps2, clip
-        self.rho, self.weight_decay, self.eps_mode = fim_rho, weight_decay, eps_mode
-        self.natural_momentum, self.natural_decay = momentum_mode == "natural", decay_mode == "natural"
-        self.correct_momentum, self.stochastic_rounding = correct_momentum, stochastic_rounding
-        self.maximize = maximize
-        self.scale = None if grad_scale is None else float(grad_scale)
+    def __init__(self, tensors: Tensors, options: Options) -> None:
+        self.tensors, self.options = tensors, options
+        self.lr, self.beta1 = options.rate, options.beta1
+        self.natural_momentum = options.momentum_mode == "natural"
+        self.natural_decay = options.decay_mode == "natural"
+        self.scale = None if tensors.grad_scale is None else float(tensors.grad_scale)
         self._rooms: dict[tuple[str, torch.dtype, int], Tensor] = {}
         self._weights: dict[float, tuple[float, float]] = {}
 
-    def __call__(self, param: Tensor, grad: Tensor, momentum: Tensor, fim: Tensor, step: Tensor, index: int) -> None:
+    def run(self) -> None:
+        if self.tensors.found_inf is not None and self.tensors.found_inf.item() != 0:
+            return
+        indices = range(len(self.tensors.params)) if self.tensors.indices is None else self.tensors.indices
+        for i, tensors in enumerate(zip(*self.tensors.four, self.tensors.steps, strict=True)):
+            self.step(*tensors, indices[i])
+
+    def step(self, param: Tensor, grad: Tensor, momentum: Tensor, fim: Tensor, step: Tensor, index: int) -> None:
         """Write f_t, m_t and theta_t of one tensor; `step` is t, `index` its number for the random bits."""
         strides = dense_strides(param)
         p, g, m, f = (_flat(x, strides) for x in (param, grad, momentum, fim))
@@ -91,25 +84,37 @@ class BlockLoop:
                 x.copy_(y.as_strided(x.shape, strides))
 
     def room(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Scratch memory of that name as long as `like`, which is never two blocks' at once."""
+        """Scratch memory of that name, as long as `like`. One block at a time uses it."""
         size = like.shape[0]
         view = self._rooms.get((name, dtype, size))
         if view is None and size > _BLOCK:
             view = torch.empty(size, dtype=dtype, device="cpu")  # not kept: the next tensor is of another size
         elif view is None:
-            whole = self._rooms.get((name, dtype, _BLOCK))
-            if whole is None:
-                whole = self._rooms[name, dtype, _BLOCK] = torch.empty(_BLOCK, dtype=dtype, device="cpu")
-            view = self._rooms[name, dtype, size] = whole[:size]
+            block = self._rooms.get((name, dtype, _BLOCK))
+            if block is None:
+                block = self._rooms[name, dtype, _BLOCK] = torch.empty(_BLOCK, dtype=dtype, device="cpu")
+            view = self._rooms[name, dtype, size] = block[:size]
         return view
 
     def weights(self, t: float) -> tuple[float, float]:
         """beta2_t and 1 - beta2_t."""
         known = self._weights.get(t)
         if known is None:
-            decay, gain = fim_weights(self.beta2, t)
-            known = self._weights[t] = float(decay), float(gain)
+            beta2_t, rest2_t = fim_weights(self.options.beta2, t)
+            known = self._weights[t] = float(beta2_t), float(rest2_t)
         return known
+
+
+class SingleBlockBackend(BlockBackend):
+    """The same with the numbers of `SingleBackend`, which computes 0-d tensors in float64, as their RMS values are."""
+
+    def step(self, param: Tensor, grad: Tensor, momentum: Tensor, fim: Tensor, step: Tensor, index: int) -> None:
+        if param.dim() > 0:
+            super().step(param, grad, momentum, fim, step, index)
+        else:
+            scale = self.tensors.grad_scale
+            one = Tensors([param], [grad], [momentum], [fim], [step], indices=[index], grad_scale=scale)
+            SingleBackend(one, self.options).run()
 
 
 class Block(NamedTuple):
@@ -136,33 +141,33 @@ class _OneTensor:
     """One tensor's step; all four are flat and lie in memory alike."""
 
     def __init__(
-        self, loop: BlockLoop, param: Tensor, grad: Tensor, momentum: Tensor, fim: Tensor, t: float, index: int
+        self, backend: BlockBackend, param: Tensor, grad: Tensor, momentum: Tensor, fim: Tensor, t: float, index: int
     ) -> None:
-        self.loop, self.t, self.index, self.size = loop, t, index, param.shape[0]
+        self.backend, self.options, self.t, self.index, self.size = backend, backend.options, t, index, param.shape[0]
         self.dtype = torch.float32
         if not param.dtype == grad.dtype == momentum.dtype == fim.dtype == torch.float32:
             self.dtype = working_dtype(param, grad, momentum, fim)
         self.limits = _limits(self.dtype)
-        self.decay, self.gain = loop.weights(t)
-        self.correction = bias_correction(loop.beta1, t) if loop.correct_momentum else 1.0
-        self.overflows = loop.clip is None  # whether theta / d may, or has in another block
-        if self.size <= _BLOCK or self.dtype == torch.float64:  # whose last digits show the order of a sum
+        self.beta2_t, self.rest2_t = backend.weights(t)
+        self.correction = bias_correction(backend.beta1, t) if self.options.correct_momentum else 1.0
+        self.overflows = self.options.clip is None  # whether theta / d may overflow, or has in another block
+        if self.size <= _BLOCK or self.dtype == torch.float64:  # in float64 the last digits show the order of a sum
             self.blocks = [Block(0, param, grad, momentum, fim)]
         else:
             parts = (torch.split(x, _BLOCK) for x in (param, grad, momentum, fim))
             self.blocks = [Block(_BLOCK * i, *four) for i, four in enumerate(zip(*parts, strict=True))]
 
     def update(self) -> None:
-        loop = self.loop
+        clip = self.options.clip
         self._epsilon()
         n_divisor = w_divisor = 1.0
         kept = None
-        if loop.clip is not None and len(self.blocks) == 1:
+        if clip is not None and len(self.blocks) == 1:
             kept = self._directions(self.blocks[0], first=True)
-            if not self._surely_below(kept.n, loop.clip):
+            if not self._surely_below(kept.n, clip):
                 n_divisor = self._divisor([self._norm(kept.n)])
             w_divisor = self._divisor([self._decay_norm(kept.w)])
-        elif loop.clip is not None:
+        elif clip is not None:
             n_norms, w_norms = [], []
             for block in self.blocks:
                 directions = self._directions(block, first=True)
@@ -170,15 +175,15 @@ class _OneTensor:
                 w_norms.append(self._decay_norm(directions.w))
             n_divisor, w_divisor = self._divisor(n_norms), self._divisor(w_norms)
         for block in self.blocks:
-            self._apply(block, kept or self._directions(block, first=loop.clip is None), n_divisor, w_divisor)
+            self._apply(block, kept or self._directions(block, first=clip is None), n_divisor, w_divisor)
 
     def _epsilon(self) -> None:
         """eps_t^(2 rho), and whether the square of a gradient may overflow."""
-        loop = self.loop
+        options = self.options
         self.large = True
-        eps_t = loop.eps
-        if loop.eps_mode != "fixed":
-            factor, most = (loop.eps2, loop.eps) if loop.eps_mode == "adaptive" else (1.0, 1.0)
+        eps_t = options.eps
+        if options.eps_mode != "fixed":
+            factor, most = (options.eps2, options.eps) if options.eps_mode == "adaptive" else (1.0, 1.0)
             total = math.inf
             if self.dtype == torch.float32:
                 total = sum(_quick_sum(self._gradient(block)) for block in self.blocks)
@@ -189,9 +194,9 @@ class _OneTensor:
                 self.large = not norm < self.limits.harmless
                 x = norm / math.sqrt(self.size) * factor
                 eps_t = most if x > most else x  # NaN stays
-                if loop.eps_mode == "scaled":
-                    eps_t *= loop.eps
-        self.term = eps_t ** (2 * loop.rho)
+                if options.eps_mode == "scaled":
+                    eps_t *= options.eps
+        self.eps_term = eps_t ** (2 * options.fim_rho)
 
     def _surely_below(self, x: Tensor, rms: float) -> bool:
         if self.dtype != torch.float32:
@@ -204,12 +209,12 @@ class _OneTensor:
         if self.dtype == torch.float64:
             norm: float = torch.linalg.vector_norm(x).item()
             return norm
-        wide = self.loop.room("sum", x, torch.float64).copy_(x)
+        wide = self.backend.room("sum", x, torch.float64).copy_(x)
         return math.sqrt(torch.dot(wide, wide).item())
 
     def _decay_norm(self, w: Tensor | None) -> float:
         """That of w_t, which is bounded first where theta / d has overflowed; 0 where the decay is not clipped."""
-        if w is None or not self.loop.natural_decay:
+        if w is None or not self.backend.natural_decay:
             return 0.0
         norm = self._norm(w)
         if not math.isfinite(norm):
@@ -219,81 +224,82 @@ class _OneTensor:
 
     def _divisor(self, norms: Sequence[float]) -> float:
         """max(1, RMS / clip), NaN for a NaN."""
-        assert self.loop.clip is not None
-        ratio = _root(norms) / math.sqrt(self.size) / self.loop.clip
+        assert self.options.clip is not None
+        ratio = _root(norms) / math.sqrt(self.size) / self.options.clip
         return 1.0 if ratio < 1 else ratio
 
     def _wide(self, x: Tensor, name: str) -> Tensor:
         """In the working dtype: the tensor itself, or a copy that may be written to."""
-        return x if x.dtype == self.dtype else self.loop.room(name, x, self.dtype).copy_(x)
+        return x if x.dtype == self.dtype else self.backend.room(name, x, self.dtype).copy_(x)
 
     def _gradient(self, block: Block) -> Tensor:
-        loop = self.loop
+        backend = self.backend
         g = self._wide(block.grad, "g")
-        if loop.scale is not None:
-            g = torch.div(g, loop.scale, out=loop.room("g", g, self.dtype))
-        if loop.maximize:
-            g = torch.neg(g, out=loop.room("g", g, self.dtype))
+        if backend.scale is not None:
+            g = torch.div(g, backend.scale, out=backend.room("g", g, self.dtype))
+        if self.options.maximize:
+            g = torch.neg(g, out=backend.room("g", g, self.dtype))
         return g
 
     def _directions(self, block: Block, first: bool) -> Directions:
         """With `first`, f_t is made in place where that does not round it; else it is there, or is made beside."""
-        loop, dtype, largest = self.loop, self.dtype, self.limits.largest
+        backend, options, dtype, largest = self.backend, self.options, self.dtype, self.limits.largest
         g = self._gradient(block)
         f = self._wide(block.fim, "f")
         if first or f is not block.fim:
-            f.mul_(self.decay).addcmul_(g, g, value=self.gain)
+            f.mul_(self.beta2_t).addcmul_(g, g, value=self.rest2_t)
             if self.large:
                 f.clamp_(max=largest)
-        d = loop.room("d", g, dtype)
-        d = torch.sqrt(f, out=d) if loop.rho == 0.5 else torch.pow(f, loop.rho, out=d)
-        d.add_(self.term)
-        if not self.term >= self.limits.tiny:
+        d = backend.room("d", g, dtype)
+        d = torch.sqrt(f, out=d) if options.fim_rho == 0.5 else torch.pow(f, options.fim_rho, out=d)
+        d.add_(self.eps_term)
+        if not self.eps_term >= self.limits.tiny:
             d.masked_fill_(d == 0, math.inf)
-        n, average = loop.room("n", g, dtype), None
-        if loop.natural_momentum:
+        n, average = backend.room("n", g, dtype), None
+        if backend.natural_momentum:
             torch.div(g, d, out=n)
         else:
-            average = loop.room("m", g, dtype).copy_(block.momentum).mul_(loop.beta1).add_(g, alpha=1 - loop.beta1)
+            average = backend.room("m", g, dtype).copy_(block.momentum)
+            average.mul_(backend.beta1).add_(g, alpha=1 - backend.beta1)
             torch.div(average, self.correction, out=n).div_(d).clamp_(min=-largest, max=largest)
         w = None
-        if loop.weight_decay != 0:
+        if options.weight_decay != 0:
             w = self._wide(block.param, "p")
-            if loop.natural_decay:
-                w = torch.div(w, d, out=loop.room("w", g, dtype))
+            if backend.natural_decay:
+                w = torch.div(w, d, out=backend.room("w", g, dtype))
                 if self.overflows:
                     w.clamp_(min=-largest, max=largest)
         return Directions(g, f, n, w, average)
 
     def _apply(self, block: Block, directions: Directions, n_divisor: float, w_divisor: float) -> None:
-        loop = self.loop
+        backend, options, lr = self.backend, self.options, self.backend.lr
         g, f, n, w, average = directions
         if f is not block.fim:
             store(block.fim, f)
         if n_divisor != 1:
             n.div_(n_divisor)
         if average is None:
-            m = self._wide(block.momentum, "m").mul_(loop.beta1).add_(n, alpha=1 - loop.beta1)
+            m = self._wide(block.momentum, "m").mul_(backend.beta1).add_(n, alpha=1 - backend.beta1)
             if m is not block.momentum:
                 store(block.momentum, m)
-            update = torch.div(m, self.correction, out=n) if loop.correct_momentum else m
+            update = torch.div(m, self.correction, out=n) if options.correct_momentum else m
         else:
             store(block.momentum, average)
             # NaN where g is infinite, which the bounded quotient has made a finite number.
-            update = n.add_(torch.sub(g, g, out=loop.room("d", g, self.dtype)))
+            update = n.add_(torch.sub(g, g, out=backend.room("d", g, self.dtype)))
         if w is not None:
-            if loop.natural_decay and w_divisor != 1:
+            if backend.natural_decay and w_divisor != 1:
                 w.div_(w_divisor)
-            update = torch.add(update, w, alpha=loop.weight_decay, out=n)
+            update = torch.add(update, w, alpha=options.weight_decay, out=n)
 
-        if loop.stochastic_rounding and block.param.dtype == torch.bfloat16:
-            scaled = torch.mul(update, loop.lr, out=loop.room("d", g, self.dtype))
+        if options.stochastic_rounding and block.param.dtype == torch.bfloat16:
+            scaled = torch.mul(update, lr, out=backend.room("d", g, self.dtype))
             values = torch.sub(block.param, scaled, out=scaled)
             block.param.copy_(stochastic_bfloat16(values, self.t, self.index, block.start))
-        elif isinstance(loop.lr, Tensor):
-            block.param.sub_(torch.mul(update, loop.lr, out=loop.room("d", g, self.dtype)))
+        elif isinstance(lr, Tensor):
+            block.param.sub_(torch.mul(update, lr, out=backend.room("d", g, self.dtype)))
         else:
-            block.param.sub_(update, alpha=loop.lr)
+            block.param.sub_(update, alpha=lr)
 
 
 def _root(norms: Sequence[float]) -> float:

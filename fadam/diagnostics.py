@@ -8,6 +8,7 @@ import statistics
 import torch
 from torch import Tensor
 
+from fadam.bookkeeping import gathered
 from fadam.metric import (
     bias_correction,
     clip_divisor,
@@ -20,7 +21,8 @@ from fadam.metric import (
     rms,
     working_dtype,
 )
-from fadam.optimizer import FAdam, initial_state, whole
+from fadam.optimizer import FAdam, initial_state
+from fadam.options import Options
 
 _QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
 _SAMPLE = 65536  # entries of the FIM that the quantiles are taken from, over all tensors
@@ -49,9 +51,10 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
         - ``eps_dominated``: share of entries with eps_t^(2 rho) > f_t^rho, where the metric is not the FIM's;
         - ``fim_q01``, ``fim_q50``, ``fim_q99``: quantiles of f_t, from 65,536 entries at most, evenly spaced.
     """
-    pairs = [
-        (p, group) for group in optimizer.param_groups for p in group["params"] if p.grad is not None and p.numel() > 0
-    ]
+    pairs: list[tuple[Tensor, Options]] = []
+    for group in optimizer.param_groups:
+        options = Options.of({**group, "lr": 0.0})  # a rate on a device would make the host wait
+        pairs += [(p, options) for p in group["params"] if p.grad is not None and p.numel() > 0]
     if not pairs:
         return {}
     total = sum(p.numel() for p, _ in pairs)
@@ -59,35 +62,37 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
 
     rows: list[Tensor] = []  # of each tensor: eps_t, RMS(n), its divisor, the divisor of w, entries under eps
     samples: list[Tensor] = []
-    for param, group in pairs:
+    for param, options in pairs:
         assert param.grad is not None  # by the choice of pairs
-        grad, theta = whole(param.grad), whole(param)
-        state = {k: whole(x) for k, x in (optimizer.state.get(param) or initial_state(param, group)).items()}
+        grad, theta = gathered(param.grad), gathered(param)
+        known = optimizer.state.get(param) or initial_state(param, options)
+        state = {name: gathered(x) for name, x in known.items()}
         if param.is_complex():
             grad, theta = torch.view_as_real(grad.resolve_conj()), torch.view_as_real(param)
         dtype = working_dtype(theta, grad, state["momentum"], state["fim"])
         theta, g = theta.to(dtype), grad.to(dtype)
-        if group["maximize"]:
+        if options.maximize:
             g = -g
-        (beta1, beta2), rho, clip = group["betas"], group["fim_rho"], group["clip"]
+        (beta1, beta2), rho, clip = options.betas, options.fim_rho, options.clip
         t = state["step"].to(norm_dtype(g.device)) + 1
 
         f = empirical_fim(state["fim"].to(dtype), g, beta2, t)
         eps_t = torch.as_tensor(
-            epsilon(g, group["eps"], group["eps2"], group["eps_mode"]),
+            epsilon(g, options.eps, options.eps2, options.eps_mode),
             dtype=norm_dtype(g.device),
             device=g.device,
         )
         d = metric(f, eps_t, rho)
-        if group["momentum_mode"] == "gradient":
+        if options.momentum_mode == "gradient":
             g = (state["momentum"].to(dtype) * beta1).add(g, alpha=1 - beta1)
-            if group["correct_momentum"]:
+            if options.correct_momentum:
                 g = g / bias_correction(beta1, t)
         n = natural(g, d)
         one = torch.ones((), device=g.device)
         divisor_n = one if clip is None else clip_divisor(n, clip)
-        decays = group["weight_decay"] != 0 and group["decay_mode"] == "natural" and clip is not None
-        divisor_w = clip_divisor(natural(theta, d), clip) if decays else one
+        divisor_w = one
+        if clip is not None and options.weight_decay != 0 and options.decay_mode == "natural":
+            divisor_w = clip_divisor(natural(theta, d), clip)
         dominated = (eps_t ** (2 * rho) > fim_root(f, rho)).sum()
         row = (eps_t, rms(n), divisor_n, divisor_w, dominated)
         rows.append(torch.stack([x.to(eps_t.dtype) for x in row]))
@@ -121,7 +126,7 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
         "eps_min": min(epsilons),
         "eps_median": statistics.median(epsilons),
         "eps_max": max(epsilons),
-        "eps_adapted": share([e < group["eps"] for e, (_, group) in zip(epsilons, pairs, strict=True)]),
+        "eps_adapted": share([e < options.eps for e, (_, options) in zip(epsilons, pairs, strict=True)]),
         "eps_dominated": sum(under) / weight,
         **{f"fim_{name}": q for name, q in zip(_QUANTILES, numbers[5 * len(rows) :], strict=True)},
     }

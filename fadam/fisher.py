@@ -1,15 +1,15 @@
-r"""Diagonal Fisher information matrices (FIM): the one that an optimizer holds, and those that cost a pass over data.
+r"""Diagonal Fisher information matrices (FIM): from an optimizer's state, and by a pass over data.
 
-With the negative log-likelihood :math:`\ell(x, y)` of one sample and :math:`g = \nabla_\theta \ell`, two diagonals of
-the shape of the parameters are called Fisher information:
+:math:`\ell(x, y)` is the negative log-likelihood of one sample, and :math:`g = \nabla_\theta \ell`. Two diagonals, of
+the shape of the parameters, are called Fisher information:
 
-- true: :math:`F = E_x E_{y \sim p_\theta(y|x)}[g^2]`, whose labels are the model's (`true_fim`);
-- empirical: :math:`\bar F = E_{(x, y) \sim data}[g^2]`, whose labels are the data's (`empirical_fim`). It is the true
-  one where the model's distribution fits the data, and else not (Kunstner et al., arXiv:1905.12558, section 3).
+- true: :math:`F = E_x E_{y \sim p_\theta(y|x)}[g^2]`, with labels drawn from the model (`true_fim`);
+- empirical: :math:`\bar F = E_{(x, y) \sim data}[g^2]`, with the data's labels (`empirical_fim`). It is the true one
+  only where the model's distribution fits the data (Kunstner et al., arXiv:1905.12558, section 3).
 
-`diagonal_fim` reads the second one off an optimizer, which has averaged squared gradients anyway ("Fishers for Free?",
-Li et al., arXiv:2507.18807). All three give a `Fim`, a dict from parameter name to tensor, which `save_fim` and
-`load_fim` keep in a safetensors file.
+`diagonal_fim` reads the empirical one off an optimizer, which averages squared gradients anyway ("Fishers for Free?",
+Li et al., arXiv:2507.18807). All three give a `Fim`, a dict from parameter name to tensor. `save_fim` and `load_fim`
+keep it in a safetensors file.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, AdamW, Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fadam.functional import is_sharded
-from fadam.optimizer import FAdam, whole
+from fadam.bookkeeping import gathered, is_sharded
+from fadam.optimizer import FAdam
 
 Loss = Callable[[Any, Any], Tensor]
 Reduction = Literal["mean", "sum"]
@@ -80,7 +80,7 @@ class FimInfo:
 
 
 class Fim(dict[str, Tensor]):
-    """Diagonal estimates by parameter name, and in `info` where they come from."""
+    """Diagonal estimates by parameter name; `info` says where they come from."""
 
     def __init__(self, values: Mapping[str, Tensor], info: FimInfo) -> None:
         super().__init__(values)
@@ -115,18 +115,18 @@ def diagonal_fim(
         optimizer: FAdam, or torch's Adam or AdamW, after at least one step.
         model: gives the names, by `named_parameters`, and the hash of its weights. None takes the names from
             an optimizer that was built with named parameters.
-        batch_size: B, samples whose losses one *step* averages: over all processes and all accumulated gradients. A
-            sample is what the Fisher information is to be of: B sequences of T tokens with a mean over all tokens are
-            B T samples for the Fisher information of one token's prediction. None leaves the average as it is, the
-            right choice where its size does not matter (merging, pruning).
+        batch_size: B, the samples whose losses one *step* averages, over all processes and all accumulated gradients.
+            What counts as a sample decides whose Fisher information this is: for that of one token's prediction, a
+            mean over S sequences of T tokens has B = S T. None leaves the average as it is, the right choice where its
+            size does not matter (merging, pruning).
         reduction: "mean" or "sum", of the loss over the samples of a step.
-        scale: what the loss was multiplied by besides (an AMP scale that was still in the gradients, a weight); with
-            k accumulated backward passes that were not divided by k, k.
+        scale: any other factor of the loss: a weight, an AMP scale that was still in the gradients, or k for k
+            accumulated backward passes whose sum was not divided by k.
         gather: gather sharded states (DTensor; every process must call this); False leaves them sharded.
 
     Returns:
-        For each parameter that has been stepped, float32 or wider, of the parameter's shape; of shape (\*, 2) for a
-        complex one of shape (\*). New tensors, on the states' devices.
+        A new tensor for each parameter that has been stepped, of its shape, in float32 or wider, on the state's
+        device. A complex parameter of shape (\*) has one of shape (\*, 2).
 
     Raises:
         ValueError: an option outside its range; no step taken; no names to be had; a parameter that is not the model's.
@@ -169,10 +169,10 @@ def diagonal_fim(
           independent err together, and after those 200 steps their ratio is 201 to 1052, for 3,072 values an image.
         - A model that is confident and right on its training data has gradients near 0 there: the empirical FIM
           falls below the true one, by up to the probability of being wrong.
-        - What happened to the gradient before the step is in the state: clipping by norm makes every batch another
-          scale, and no factor undoes it (FAdam's own clip is after the state); an L2 penalty in the loss adds to it,
+        - The state holds whatever was done to the gradient before the step. Clipping by norm gives every batch another
+          scale, which no factor undoes (FAdam's own clip comes after the state). An L2 penalty in the loss adds to it,
           and so does Adam's `weight_decay`, for which a warning is given.
-        - AMP: a scaler that unscales before or in the step leaves no scale; `scale` is for what does not.
+        - AMP: a scaler that unscales before or in the step leaves no scale; `scale` is for others.
         - Terms of the loss that are no log-likelihood (a codebook loss, a load balance) are squared with the rest.
     """
     _choice("reduction", reduction, ("mean", "sum"))
@@ -208,7 +208,7 @@ def diagonal_fim(
             wide = moment.to(torch.promote_types(moment.dtype, torch.float32))
             correction = 1.0 if isinstance(optimizer, FAdam) else 1 - beta2**t
             value = wide * (factor / correction)
-            found[names[param]] = whole(value) if gather else value
+            found[names[param]] = gathered(value) if gather else value
             betas.add(beta2)
             steps.add(t)
     if not found:
@@ -246,8 +246,8 @@ def empirical_fim(
         model: in evaluation mode if it has batch norm; parameters that need no gradient are left out.
         loss: `loss(model, batch)` of a batch of *one* sample, its negative log-likelihood, a tensor of one element. It
             must use the model that it is given.
-        data: batches: tensors with samples along axis 0, in tuples, lists, dicts or named tuples. What is no tensor
-            reaches the loss as it is.
+        data: batches: tensors with samples along axis 0, in tuples, lists, dicts or named tuples. Anything else in
+            them reaches the loss as it is.
         method: "vmap", `chunk_size` samples at once; "loop", one backward pass a sample, for models that
             `torch.func.vmap` cannot take (CTC, data-dependent control flow).
         chunk_size: samples whose gradients are held at once; memory is `chunk_size` times the parameters, whatever the
@@ -286,11 +286,11 @@ def true_fim(
 
     Args:
         model, loss, data, method, chunk_size: as in `empirical_fim`. The data's labels play no part.
-        outcomes: of a batch, every possible one: batches with other labels, each with the probabilities (n,) of its
-            labels. Exact, for small output spaces; `every_class` is one for classifiers.
+        outcomes: for a batch, every possible outcome: a batch with those labels, and their probabilities (n,). Exact,
+            for small output spaces; `every_class` does it for classifiers.
         sample: the batch with labels drawn from the model's distribution.
-        draws: times that `sample` is asked for each batch.
-        seed: of the generator that `sample` is given, on the CPU.
+        draws: how many times `sample` is called for each batch.
+        seed: of the generator that `sample` gets, on the CPU.
 
     Raises:
         ValueError, RuntimeError: as `empirical_fim`; both or neither of `outcomes` and `sample`.
@@ -450,9 +450,9 @@ def load_fim(
     """Read what `save_fim` wrote, on the CPU, for a model that it fits by names and shapes.
 
     Args:
-        model: what the estimate is to be used with.
-        partial: allow parameters of the model that the file knows nothing of (frozen ones, say).
-        same_weights: refuse a model whose weights are not those that the estimate was made at.
+        model: the model to use the estimate with.
+        partial: allow parameters of the model that are not in the file (frozen ones, say).
+        same_weights: refuse a model whose weights are not those at which the estimate was made.
 
     Raises:
         ImportError: safetensors is missing.
@@ -496,7 +496,7 @@ def weights_hash(model: nn.Module) -> str:
     """SHA-256 of the model's parameters: names, shapes, dtypes and values. Sharded ones are gathered one by one."""
     digest = hashlib.sha256()
     for name, param in model.named_parameters():
-        value = whole(param.detach()).cpu().contiguous()
+        value = gathered(param.detach()).cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
         if value.numel():
             size = value.numel() * value.element_size()

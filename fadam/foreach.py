@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fadam.bookkeeping import Tensors
 from fadam.metric import (
     Undo,
     bias_correction,
@@ -19,6 +20,7 @@ from fadam.metric import (
     stochastic_bfloat16,
     working_dtype,
 )
+from fadam.options import Options
 
 Norms = list[Tensor] | None
 
@@ -29,35 +31,23 @@ class ForeachBackend:
     Between the phases it holds about three copies of the tensors.
     """
 
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        momentums: Sequence[Tensor],
-        fims: Sequence[Tensor],
-        steps: Sequence[Tensor],
-        *,
-        numels: Sequence[int] | None = None,
-        offsets: Sequence[int] | None = None,
-        indices: Sequence[int] | None = None,
-        found_inf: Tensor | None = None,
-        **options: Any,
-    ) -> None:
-        numels = [p.numel() for p in params] if numels is None else numels
-        offsets = [0] * len(params) if offsets is None else offsets
-        indices = range(len(params)) if indices is None else indices
+    def __init__(self, tensors: Tensors, options: Options) -> None:
+        params, grads, momentums, fims = tensors.four
         # Kernels on lists do not write to what is negated by a note only.
         resolved = [[x.resolve_neg() for x in list_] for list_ in (params, momentums, fims)]
         before, after = [*params, *momentums, *fims], [x for list_ in resolved for x in list_]
         self._noted = [(x, y) for x, y in zip(before, after, strict=True) if x is not y]
         params, momentums, fims = resolved
-        self._undo = Undo(found_inf, params, momentums, fims)
-        lists: tuple[Sequence[Any], ...] = params, grads, momentums, fims, steps, numels, offsets, indices
-        self._parts = [
-            _Part(index, *([x[i] for i in index] for x in lists), **options)
-            for index in _alike(params, grads, momentums, fims)
-        ]
+        self._undo = Undo(tensors.found_inf, params, momentums, fims)
         self._size = len(params)
+        numels = [p.numel() for p in params] if tensors.numels is None else tensors.numels
+        offsets = [0] * self._size if tensors.offsets is None else tensors.offsets
+        indices = range(self._size) if tensors.indices is None else tensors.indices
+        lists: tuple[Sequence[Any], ...] = params, grads, momentums, fims, tensors.steps, numels, offsets, indices
+        self._parts = [
+            _Part(places, *([x[i] for i in places] for x in lists), options=options, grad_scale=tensors.grad_scale)
+            for places in _alike(params, grads, momentums, fims)
+        ]
 
     def run(self) -> None:
         for part in self._parts:
@@ -108,73 +98,60 @@ class _Part:
         offsets: list[int],
         indices: list[int],
         *,
-        lr: float | Tensor,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        eps2: float,
-        clip: float | None,
-        fim_rho: float,
-        weight_decay: float,
-        eps_mode: str,
-        momentum_mode: str,
-        decay_mode: str,
-        correct_momentum: bool,
-        maximize: bool,
-        capturable: bool,
-        stochastic_rounding: bool = False,
-        grad_scale: Tensor | None = None,
+        options: Options,
+        grad_scale: Tensor | None,
     ) -> None:
         self.index, self.params, self.momentums, self.fims = index, params, momentums, fims
-        self.offsets, self.indices = offsets, indices
-        self.lr, self.beta1, self.beta2, self.eps, self.eps2, self.clip = lr, beta1, beta2, eps, eps2, clip
-        self.rho, self.weight_decay, self.eps_mode = fim_rho, weight_decay, eps_mode
-        self.natural_momentum, self.natural_decay = momentum_mode == "natural", decay_mode == "natural"
-        self.stochastic = stochastic_rounding and params[0].dtype == torch.bfloat16
+        self.offsets, self.indices, self.options = offsets, indices, options
+        self.natural_momentum = options.momentum_mode == "natural"
+        self.natural_decay = options.decay_mode == "natural"
+        self.stochastic = options.stochastic_rounding and params[0].dtype == torch.bfloat16
         self.roots = [math.sqrt(numel) for numel in numels]
         self.dtype = working_dtype(params[0], grads[0], momentums[0], fims[0])
-        self.ts = [count(step, capturable) for step in steps]
-        corrections: list[Any] = [bias_correction(beta1, t) for t in self.ts] if correct_momentum else []
-        self.corrections = corrections
+        self.ts = [count(step, options.capturable) for step in steps]
+        self.corrections: list[Any] = []
+        if options.correct_momentum:
+            self.corrections = [bias_correction(options.beta1, t) for t in self.ts]
 
         gs = _cast(grads, self.dtype)
         if grad_scale is not None:
             gs = list(torch._foreach_div(gs, grad_scale.to(self.dtype)))
-        if maximize:
+        if options.maximize:
             gs = list(torch._foreach_neg(gs))
         self.gs = gs
 
     def gradient_norms(self) -> Norms:
-        return None if self.eps_mode == "fixed" else _norms(self.gs)
+        return None if self.options.eps_mode == "fixed" else _norms(self.gs)
 
     def metric(self, gradient_norms: Norms) -> tuple[Norms, Norms]:
         """Write f_t and return the norms of n_t and w_t before the clip, or None where they are not needed."""
+        options, rho = self.options, self.options.fim_rho
         limit = torch.finfo(self.dtype).max
 
         # f_t; in place where the state is in the working dtype.
         fs = _cast(self.fims, self.dtype)
-        weights = [fim_weights(self.beta2, t) for t in self.ts]
-        decays: list[Any] = [weight for weight, _ in weights]  # host numbers or 0-d tensors, as the steps
-        torch._foreach_mul_(fs, decays)
-        _addcmul_(fs, self.gs, self.gs, [gain for _, gain in weights])
+        weights = [fim_weights(options.beta2, t) for t in self.ts]
+        beta2_ts: list[Any] = [beta2_t for beta2_t, _ in weights]  # host numbers or 0-d tensors, as the steps
+        torch._foreach_mul_(fs, beta2_ts)
+        _addcmul_(fs, self.gs, self.gs, [rest2_t for _, rest2_t in weights])
         torch._foreach_clamp_max_(fs, limit)
         _store(self.fims, fs)
 
         # d_t; infinite where it would be 0, so that nothing moves there.
-        ds = list(torch._foreach_sqrt(fs) if self.rho == 0.5 else torch._foreach_pow(fs, self.rho))
+        ds = list(torch._foreach_sqrt(fs) if rho == 0.5 else torch._foreach_pow(fs, rho))
         del fs
-        if self.eps_mode == "fixed":
-            torch._foreach_add_(ds, self.eps ** (2 * self.rho))
+        if options.eps_mode == "fixed":
+            torch._foreach_add_(ds, options.eps ** (2 * rho))
         else:
             assert gradient_norms is not None
             terms = self._rms(gradient_norms)
-            if self.eps_mode == "adaptive":
-                torch._foreach_mul_(terms, self.eps2)
-                torch._foreach_clamp_max_(terms, self.eps)
+            if options.eps_mode == "adaptive":
+                torch._foreach_mul_(terms, options.eps2)
+                torch._foreach_clamp_max_(terms, options.eps)
             else:
                 torch._foreach_clamp_max_(terms, 1.0)
-                torch._foreach_mul_(terms, self.eps)
-            torch._foreach_add_(ds, list(torch._foreach_pow(terms, 2 * self.rho)))
+                torch._foreach_mul_(terms, options.eps)
+            torch._foreach_add_(ds, list(torch._foreach_pow(terms, 2 * rho)))
         for d in ds:
             d.masked_fill_(d == 0, math.inf)
 
@@ -183,17 +160,18 @@ class _Part:
         else:
             ms = self._averaged(self.gs)
             self.ns = _natural(list(torch._foreach_div(ms, self.corrections)) if self.corrections else ms, ds, limit)
-        if self.weight_decay != 0:
+        if options.weight_decay != 0:
             self.ws = _cast(self.params, self.dtype)
             if self.natural_decay:
                 self.ws = _natural(self.ws, ds, limit)
-        if self.clip is None:
+        if options.clip is None:
             return None, None
-        clips_decay = self.weight_decay != 0 and self.natural_decay
+        clips_decay = options.weight_decay != 0 and self.natural_decay
         return _norms(self.ns), _norms(self.ws) if clips_decay else None
 
     def apply(self, n_norms: Norms, w_norms: Norms) -> None:
         """Write m_t and theta_t."""
+        weight_decay, lr = self.options.weight_decay, self.options.rate
         self._clip_(self.ns, n_norms)
         if self.natural_momentum:
             updates = self._averaged(self.ns)
@@ -206,20 +184,20 @@ class _Part:
             torch._foreach_add_(updates, torch._foreach_sub(self.gs, self.gs))
         del self.gs
 
-        if self.weight_decay != 0:
+        if weight_decay != 0:
             if self.natural_decay:
                 self._clip_(self.ws, w_norms)
-            updates = list(torch._foreach_add(updates, self.ws, alpha=self.weight_decay))
+            updates = list(torch._foreach_add(updates, self.ws, alpha=weight_decay))
             del self.ws
 
         thetas = _cast(self.params, self.dtype) if self.stochastic else self.params
-        if isinstance(self.lr, Tensor):
+        if isinstance(lr, Tensor):
             device = thetas[0].device
-            rate = self.lr.to(device=device, dtype=self.dtype, non_blocking=device.type != "cpu")
+            rate = lr.to(device=device, dtype=self.dtype, non_blocking=device.type != "cpu")
             updates = list(torch._foreach_mul(updates, rate))
             step = -1.0
         else:
-            step = -self.lr
+            step = -lr
         if self.stochastic:
             values = torch._foreach_add(thetas, updates, alpha=step)
             places = zip(self.ts, self.indices, self.offsets, strict=True)
@@ -232,8 +210,8 @@ class _Part:
         """Write beta1 m_{t-1} + (1 - beta1) x into the momentum and return it in the working dtype, not to be
         changed."""
         ms = _cast(self.momentums, self.dtype)
-        torch._foreach_mul_(ms, self.beta1)
-        torch._foreach_add_(ms, xs, alpha=1 - self.beta1)
+        torch._foreach_mul_(ms, self.options.beta1)
+        torch._foreach_add_(ms, xs, alpha=1 - self.options.beta1)
         _store(self.momentums, ms)
         return ms
 
@@ -244,10 +222,10 @@ class _Part:
 
     def _clip_(self, xs: list[Tensor], norms: Norms) -> None:
         """x / max(1, RMS(x) / clip), in place."""
-        if self.clip is not None:
+        if self.options.clip is not None:
             assert norms is not None
             divisors = self._rms(norms)
-            torch._foreach_div_(divisors, self.clip)
+            torch._foreach_div_(divisors, self.options.clip)
             torch._foreach_clamp_min_(divisors, 1.0)
             torch._foreach_div_(xs, divisors)
 

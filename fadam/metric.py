@@ -1,8 +1,7 @@
 """The lines of Algorithm 1 (arXiv:2405.12807) on one tensor, as functions without side effects.
 
 The single-tensor loop and the diagnostics are written with these; the multi-tensor backend has the same lines on
-lists. Whatever is one number a tensor (RMS, epsilon, clip) stays a 0-d tensor on the tensor's own device, so
-that nothing here waits for a device.
+lists. RMS values, epsilon and clip stay 0-d tensors on the tensor's own device, so that nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def norm_dtype(device: torch.device) -> torch.dtype:
-    """float64, so that squares of float32 numbers neither overflow nor vanish; float32 where a device lacks
-    it."""
+    """float64, so that squares of float32 numbers neither overflow nor vanish; float32 where a device lacks it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -45,13 +43,13 @@ def fake(x: Tensor) -> bool:
 
 
 def traced(x: Tensor) -> bool:
-    """Whether the numbers in it are not to be had: where a compiler makes a graph, and in a fake tensor."""
+    """Whether its numbers cannot be read: while a compiler makes a graph, and in a fake tensor."""
     return torch.compiler.is_compiling() or fake(x)
 
 
 def count(step: Tensor, capturable: bool) -> Scalar:
-    """t as a host number, so that its powers cost no kernels; as a tensor where a graph is to be replayed or the
-    count lives on a device."""
+    """t as a host number, whose powers cost no kernels; as a tensor where a graph will be replayed or `step` is on a
+    device."""
     if capturable or not step.is_cpu or traced(step):
         return step.to(norm_dtype(step.device))
     return step.item()
@@ -65,8 +63,7 @@ def bias_correction(beta: float, t: Scalar) -> Scalar:
 
 
 def fim_weights(beta2: float, t: Scalar) -> tuple[Scalar, Scalar]:
-    """beta2_t = beta2 (1 - beta2^(t-1)) / (1 - beta2^t) and 1 - beta2_t, which is (1 - beta2) / (1 -
-    beta2^t).
+    """beta2_t = beta2 (1 - beta2^(t-1)) / (1 - beta2^t), and 1 - beta2_t = (1 - beta2) / (1 - beta2^t).
 
     At t = 1 they are exactly 0 and 1, whatever beta2 is, so that f_0 never matters.
     """
@@ -76,11 +73,11 @@ def fim_weights(beta2: float, t: Scalar) -> tuple[Scalar, Scalar]:
 
 def empirical_fim(f: Tensor, g: Tensor, beta2: float, t: Scalar) -> Tensor:
     """f_t = beta2_t f_{t-1} + (1 - beta2_t) g_t^2, kept finite: an infinite f would never come back."""
-    decay, gain = fim_weights(beta2, t)
-    if isinstance(gain, Tensor):
-        f = torch.addcmul(f * decay, g * gain, g)
+    beta2_t, rest2_t = fim_weights(beta2, t)
+    if isinstance(rest2_t, Tensor):
+        f = torch.addcmul(f * beta2_t, g * rest2_t, g)
     else:
-        f = torch.addcmul(f * decay, g, g, value=gain)
+        f = torch.addcmul(f * beta2_t, g, g, value=rest2_t)
     return f.clamp(max=torch.finfo(f.dtype).max)
 
 
@@ -102,8 +99,7 @@ def fim_root(f: Tensor, rho: float, differentiable: bool = False) -> Tensor:
 
 
 def metric(f: Tensor, eps_t: Scalar, rho: float, differentiable: bool = False) -> Tensor:
-    """d_t = f_t^rho + eps_t^(2 rho), infinite where that is 0, so that whatever is divided by it there is
-    0."""
+    """d_t = f_t^rho + eps_t^(2 rho); infinite where that is 0, so that quotients are 0 there."""
     d = fim_root(f, rho, differentiable) + eps_t ** (2 * rho)
     return d.masked_fill(d == 0, math.inf)
 
@@ -124,8 +120,7 @@ def clip_divisor(x: Tensor, clip: float) -> Tensor:
 
 
 def store(target: Tensor, value: Tensor) -> None:
-    """Write `value` into a state tensor, rounded to its dtype; what is too large for it becomes its largest
-    number."""
+    """Write `value` into a state tensor, rounded to its dtype, whose largest number replaces what is larger."""
     if target.dtype != value.dtype:
         limit = torch.finfo(target.dtype).max
         value = value.clamp(min=-limit, max=limit)
@@ -175,7 +170,7 @@ def stochastic_bfloat16(
 
 
 class Undo:
-    """Called at a step's end, it takes back what was written if `found_inf` is not 0, without looking at the number."""
+    """What was written before, put back at a step's end where `found_inf` is not 0; the host does not read it."""
 
     def __init__(self, found_inf: Tensor | None, *lists: Sequence[Tensor]) -> None:
         self._found = None if found_inf is None else found_inf != 0

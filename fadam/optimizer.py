@@ -10,147 +10,66 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from fadam.backend import Taken, fused_refusal, is_ablation, take_path
-from fadam.functional import Task, as_real, begin, is_sharded, local_part, take
-from fadam.options import DEFAULTS, DTYPES, Checked, checked_options, refuse_old, refuse_unknown, renew, to_save
+from fadam.backend import Taken, take_path, unavailable
+from fadam.bookkeeping import Tensors, as_real, gathered, is_sharded, local_part
+from fadam.functional import take
+from fadam.options import DTYPES, Options, Watched, refuse_old, refuse_unknown, renew, to_save
 
 STATE_KEYS = ("step", "momentum", "fim")
 
 
 class FAdam(Optimizer):
-    r"""Fisher Adam: natural gradient descent with a diagonal empirical Fisher information matrix (FIM).
+    """Fisher Adam: natural gradient descent with a diagonal empirical Fisher information matrix (FIM).
 
-    Algorithm 1 of Dongseong Hwang, *FAdam: Adam is a natural gradient optimizer using diagonal empirical
-    Fisher information*, arXiv:2405.12807. For every parameter tensor :math:`\theta` with gradient :math:`g_t`
-    of a negative log-likelihood, starting from :math:`m_0 = 0, f_0 = 1`, elementwise but for :math:`RMS(x) =
-    \sqrt{mean(x^2)}` over the whole tensor:
+    Algorithm 1 of Dongseong Hwang, *FAdam: Adam is a natural gradient optimizer using diagonal empirical Fisher
+    information*, arXiv:2405.12807. theta is a parameter tensor, g_t its gradient of a negative log-likelihood, m_0 = 0
+    and f_0 = 1. All is elementwise, but RMS(x) = sqrt(mean(x^2)) is over the tensor::
 
-    .. math::
-        \begin{aligned}
-        \beta_{2,t} &= \beta_2 (1 - \beta_2^{t-1}) / (1 - \beta_2^t)                       \\
-        f_t &= \beta_{2,t} f_{t-1} + (1 - \beta_{2,t}) g_t^2                               \\
-        \epsilon_t &= \min(\epsilon, \epsilon_2 RMS(g_t))                                  \\
-        d_t &= f_t^\rho + \epsilon_t^{2\rho}                                               \\
-        n_t &= g_t / d_t, \quad n_t \leftarrow n_t / \max(1, RMS(n_t) / c)                 \\
-        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) n_t                                         \\
-        w_t &= \theta_{t-1} / d_t, \quad w_t \leftarrow w_t / \max(1, RMS(w_t) / c)        \\
-        \theta_t &= \theta_{t-1} - \eta_t (m_t + \lambda w_t)
-        \end{aligned}
+        beta2_t = beta2 (1 - beta2^(t-1)) / (1 - beta2^t)
+        f_t     = beta2_t f_{t-1} + (1 - beta2_t) g_t^2             FIM
+        eps_t   = min(eps, eps2 RMS(g_t))
+        d_t     = f_t^rho + eps_t^(2 rho)                           metric; where it is 0, n_t = w_t = 0
+        n_t     = g_t / d_t,          divided by max(1, RMS(n_t) / clip)
+        m_t     = beta1 m_{t-1} + (1 - beta1) n_t
+        w_t     = theta_{t-1} / d_t,  divided by max(1, RMS(w_t) / clip)
+        theta_t = theta_{t-1} - lr (m_t + weight_decay w_t)
 
-    Where :math:`d_t = 0` nothing is known of the metric, and n_t = w_t = 0. (The port in pytorch_optimizer has eps for
-    eps_t in a tensor whose gradient is zero, so that it moves by its weight decay.) The defaults are the paper's.
-    Each correction that the paper makes to Adam is one option; with all of them turned back
-    (``eps_mode="fixed", momentum_mode="gradient", decay_mode="decoupled", correct_momentum=True, clip=None``)
-    this is :class:`torch.optim.AdamW`.
+    Each parameter has the states ``step`` (t, 0-d float32), ``momentum`` (m_t) and ``fim`` (f_t), of its shape. The
+    manual, docs/fadam.md, has the details: state, arithmetic, implementations, sharding, gradient scaling, all caveats.
 
     Args:
-        params: parameters, named parameters, or dicts defining parameter groups, which may override every
-            option.
-        lr: learning rate :math:`\eta`, a float or a one-element tensor (on the host or on the parameters'
-            device; it is never read back to the host).
-        betas: decay of the momentum and of the FIM, :math:`\beta_1, \beta_2`, each in [0, 1).
-        eps: upper bound :math:`\epsilon` of the number that keeps the metric from 0, in units of the
-            gradient.
-        eps2: :math:`\epsilon_2`, that number relative to RMS(g).
-        clip: largest RMS :math:`c` of n_t and of w_t over one tensor, or None for no clipping.
-        fim_rho: power :math:`\rho` of the FIM, in (0, 1]; 0.5 is Adam's square root, 1 the plain natural
-            gradient.
-        weight_decay: :math:`\lambda`. 0.001 is that of revision 1; ports of later ones have 0.1.
-        eps_mode: "adaptive", the line above; "scaled", :math:`\epsilon \min(1, RMS(g_t))`, as in revision 3
-            of the paper alone; "fixed", :math:`\epsilon`, as in revision 1 and in Adam.
-        momentum_mode: "natural" averages n_t; "gradient" averages g_t, as Adam does, and then applies metric and
-            clip to the average.
-        decay_mode: "natural", w_t above; "decoupled", AdamW's :math:`\theta \leftarrow (1 - \eta\lambda)\theta`,
-            without metric and clip.
-        correct_momentum: divide the average by :math:`1 - \beta_1^t`, as Adam does; with
-            ``momentum_mode="gradient"`` before metric and clip.
-        maximize: ascend instead of descend; the weight decay still shrinks.
-        foreach: use the multi-tensor implementation. It holds about three copies of the parameters more
-            meanwhile. False is the single-tensor loop (but for sharded parameters, which it does not know).
-            With None and no fused one, it is taken where all tensors of a group are plain tensors on CUDA or
-            XPU devices, since it is faster there.
-        capturable: keep the step count on the parameter's device, so that a step can be captured in a graph
-            and replayed. Slower otherwise. Set it before the first step.
-        differentiable: let autograd record the step. The parameters must then not be leaves that require a
-            gradient, as for torch's own optimizers. Not together with ``foreach=True`` or ``fused=True``.
-        momentum_dtype: dtype of the momentum state, or its name ("bfloat16"); None is the parameter's.
-        fim_dtype: dtype of the FIM state, or its name; None is the parameter's.
-        fused: use the fused implementation: on the host C++ that is compiled at the first step of this machine
-            and user and kept (see :mod:`fadam.fused.build`), on CUDA devices Triton kernels, which have run in
-            Triton's interpreter and not yet on a GPU. It passes over memory as few times as there is a way to,
-            and holds no copies. None takes it on the CPU where it can be had, unless `foreach` is given, and does
-            without where not: for dtypes it does not know, and without a compiler and a library that is ready,
-            which a warning tells once; :meth:`paths` tells it at any time. True fails there, with the reason. It does
-            the published algorithm with any numbers and any `eps_mode`; groups with another `momentum_mode`,
-            `decay_mode` or `correct_momentum` take one of the other implementations, whatever is asked for, and so does
-            a step under ``torch.compile``. They agree to rounding errors, not bit for bit.
-        stochastic_rounding: round a bfloat16 parameter to one of the two numbers around its new value, the
-            nearer the likelier, so that steps much smaller than its resolution of 0.4% add up instead of
-            vanishing. The random bits are a function of t, the tensor's place among all parameters of the
-            optimizer and the element's in the tensor's memory: replicas agree, a resumed run goes on exactly, and
-            no generator is touched. It is the same function in every implementation; what it rounds agrees to
-            rounding errors only. Shards along the first axis draw what the whole tensor does, other ones their own
-            bits. Without effect on parameters of other dtypes. Not together with ``differentiable=True``.
-
-    State, for each parameter that has had a gradient:
-        - ``step``: t, 0-d, float32, on the host unless ``capturable`` or ``fused=True``;
-        - ``momentum``: m_t (or the average of g), shape of the parameter, ``momentum_dtype``;
-        - ``fim``: f_t, shape of the parameter, ``fim_dtype``.
-
-        A complex parameter of shape (\*) is treated as the real tensor ``torch.view_as_real(param)`` of shape
-        (\*, 2), RMS values included, and its states have that shape. For the dtypes of loaded states see
-        :meth:`load_state_dict`.
-
-    Arithmetic is in the widest dtype of parameter, gradient and states, in float32 at least; a bfloat16 or
-    float16 parameter is rounded once a step. RMS values are accumulated in float64 where the device has it.
-
-    Sharded parameters (DTensor: ``fully_shard``, tensor parallelism, any mesh of Shard and Replicate placements):
-        RMS is over the logical tensor. All of them together, of all groups, take two collectives a step, of one
-        and of two numbers a tensor; those on a slice of the others' mesh (fully_shard combined with tensor
-        parallelism) travel with them, those on meshes of another kind take two of their own. Plain parameters beside
-        them, and so all those under DistributedDataParallel, take none. All processes of a mesh must have gradients
-        for the same sharded parameters, or they wait for each other. States are DTensors placed as the parameter is;
-        `torch.distributed.checkpoint` saves and reshards them. What FSDP1 (FullyShardedDataParallel) has flattened
-        is refused: a process holds pieces of several tensors there, and RMS is over each. It is known by the marks
-        that FSDP1 leaves on its flat parameters and on the views into them. Other libraries that flatten
-        parameters cannot be told from a model with one large vector; do not use them with FAdam.
-
-    With ``fused=True`` in every group, ``torch.amp.GradScaler`` leaves unscaling and skipping to the step, through
-    the attributes ``grad_scale`` and ``found_inf``, as with torch's fused optimizers; the gradients themselves then
-    stay scaled.
+        params: parameters, named parameters, or parameter groups, which may override every option.
+        lr: learning rate, a float or a one-element tensor, which the host never reads.
+        betas: decay of momentum and FIM, beta1 and beta2, each in [0, 1).
+        eps: upper bound of eps_t, in units of the gradient.
+        eps2: eps_t relative to RMS(g_t), where that is below `eps`.
+        clip: largest RMS of n_t and of w_t over one tensor; None is no clipping.
+        fim_rho: power rho of the FIM, in (0, 1]; 0.5 is Adam's square root.
+        weight_decay: lambda of the paper, in the metric: not AdamW's.
+        eps_mode: "adaptive", as above; "scaled", eps min(1, RMS(g_t)); "fixed", eps.
+        momentum_mode: "natural" averages n_t; "gradient" averages g_t, as Adam does, before metric and clip.
+        decay_mode: "natural", w_t; "decoupled", AdamW's theta (1 - lr weight_decay), without metric and clip.
+        correct_momentum: divide the average by 1 - beta1^t, as Adam does.
+        maximize: ascend instead; the weight decay still shrinks.
+        foreach: True is the multi-tensor implementation, False the single-tensor loop. None chooses.
+        capturable: keep t on the device, so that a CUDA graph can hold a step. Set it before the first step.
+        differentiable: let autograd record the step, of parameters that are not leaves.
+        momentum_dtype, fim_dtype: dtype of a state, or its name ("bfloat16"); None is the parameter's.
+        fused: True is C++ on the CPU and Triton on CUDA devices. None takes the C++ where it can be had, which
+            :meth:`paths` tells, and on GPUs another implementation.
+        stochastic_rounding: round bfloat16 parameters up or down at random, so that small steps add up.
 
     Raises:
-        ValueError: at construction, when a group is added, in a step and when loading, for an option outside its
-            range, naming the option, the value and what is allowed (the number in an `lr` that is a tensor is not
-            looked at in a step); for parameters flattened by FSDP1; when loading, for a
-            state that is not FAdam's or of another shape than its parameter; in a step, for parameters that FSDP1
-            has flattened since, and for sharded ones with a Partial placement, or whose gradient or state is not
-            sharded.
-        RuntimeError: for ``fused=True`` where that cannot be had, with the reason; in a step, for a sparse
-            gradient, for ``capturable`` with states on another device, and for a CUDA graph capture without
-            ``capturable`` or with a learning rate that is a tensor on the host.
+        ValueError: for an option outside its range, at any time; for parameters flattened by FSDP1; for a state
+            that does not fit its parameter.
+        RuntimeError: for ``fused=True`` where that cannot be had, and for a sparse gradient.
 
     Caveats:
-        - The loss should be the negative log-probability of a discrete distribution; the squared gradient is
-          a poor stand-in for the Fisher information otherwise.
-        - Entries that no gradient has touched (rows of an embedding for unseen tokens) have d_t = eps_t, so
-          that w_t is enormous there before the clip and takes the whole clip budget of its tensor: the rest
-          of the tensor then hardly decays. This is the algorithm as published. A group with
-          ``weight_decay=0`` or ``decay_mode="decoupled"`` avoids it.
-        - RMS is over one tensor: splitting or joining parameters changes the result. In a tensor of one
-          element, RMS(x) = abs(x).
-        - A bfloat16 FIM cannot follow: one step's change of 0.1% is below its resolution of 0.4%, so that it
-          grows on gradients well above its own and does not shrink. A float16 one loses gradients under 2e-4.
-          Train such parameters with ``fim_dtype=torch.float32``.
-        - The same holds for a bfloat16 parameter: what a step changes by less than half its resolution is lost
-          without ``stochastic_rounding``, small weight decays first.
-        - In float32 a squared gradient overflows above 1.8e19 and vanishes under about 1e-21. The FIM then
-          stays at the largest number (such entries get more than their share of the clipped step), or is 0,
-          which leaves the metric to eps_t. Quotients stop at the largest number too. So finite gradients
-          never lead to NaN or infinity in n_t, w_t or the states. A gradient that is NaN or infinite is not
-          hidden: it reaches the parameter.
-        - With an AMP scaler, unscale before clipping or :func:`fadam.diagnose`; ``scaler.step`` does it by
-          itself.
+        - The loss should be the negative log-probability of a discrete distribution, such as cross entropy. Squared
+          gradients are a poor stand-in for the Fisher information otherwise.
+        - Clip nowhere else: the step clips each tensor by itself.
+        - Entries that no gradient has touched (embeddings of unseen tokens) take up the clip of w_t, so that the rest
+          of their tensor hardly decays. A group with ``weight_decay=0`` or ``decay_mode="decoupled"`` avoids it.
     """
 
     def __init__(
@@ -179,29 +98,9 @@ class FAdam(Optimizer):
         **unknown: NoReturn,
     ) -> None:
         refuse_unknown(unknown)
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "eps2": eps2,
-            "clip": clip,
-            "fim_rho": fim_rho,
-            "weight_decay": weight_decay,
-            "eps_mode": eps_mode,
-            "momentum_mode": momentum_mode,
-            "decay_mode": decay_mode,
-            "correct_momentum": correct_momentum,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "momentum_dtype": momentum_dtype,
-            "fim_dtype": fim_dtype,
-            "fused": fused,
-            "stochastic_rounding": stochastic_rounding,
-        }
-        self._checked: list[Checked] = []
-        super().__init__(params, checked_options(defaults))
+        options = Options.of(locals())  # of the arguments above
+        self._watched: list[Watched] = []
+        super().__init__(params, options.as_dict())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; options it does not give are those of the constructor.
@@ -212,7 +111,7 @@ class FAdam(Optimizer):
         """
         if isinstance(param_group, dict):
             refuse_old(param_group)
-            param_group.update(checked_options({**self.defaults, **param_group}))
+            param_group.update(Options.of({**self.defaults, **param_group}).as_dict())
         before = len(self.param_groups)
         super().add_param_group(param_group)
         try:
@@ -228,21 +127,21 @@ class FAdam(Optimizer):
         return all(group["fused"] for group in self.param_groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore from a pickle or a state dict; options that an older one does not know get their
-        defaults, and those that had another name there their name of today.
+        """Restore from a pickle or a state dict. Options that an older one lacks get their defaults, and options that
+        had another name then get today's.
 
         Raises:
             ValueError: for an option outside its range.
         """
         super().__setstate__(state)
-        self._checked = []
+        self._watched = []
         renew(self.defaults)
         for group in self.param_groups:
             renew(group)
-            group.update(checked_options(group))
+            group.update(Options.of(group).as_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """The state and the groups' options, dtypes among them as their names: what gathers state dicts from several
+        """The state and the groups' options. Dtypes are saved by name, because what gathers state dicts from several
         processes knows numbers, strings and tensors only."""
 
         def named(_: Optimizer, packed: dict[str, Any]) -> None:
@@ -265,8 +164,7 @@ class FAdam(Optimizer):
             ValueError: if a parameter's state is not FAdam's or of another shape than the parameter, if the groups do
                 not match, or for an option outside its range. Nothing is changed then.
         """
-        # Base class and hooks may replace the dict, so that what is loaded is known to the last of the
-        # pre-hooks only.
+        # Base class and hooks may replace the dict, so that only the last pre-hook knows what is loaded.
         loaded: dict[str, Any] = {}
         narrowed: dict[str, str] = {}
         asked = [{name: group[name] for name in DTYPES} for group in self.param_groups]
@@ -274,7 +172,7 @@ class FAdam(Optimizer):
         def check(_: Optimizer, final: dict[str, Any]) -> None:
             for group in final["param_groups"]:
                 renew(options := dict(group))
-                checked_options(options)
+                Options.of(options)
             # What stands under other keys than the parameters' is somebody else's, and is kept.
             for key in [key for group in final["param_groups"] for key in group["params"] if key in final["state"]]:
                 entry = final["state"][key]
@@ -303,7 +201,7 @@ class FAdam(Optimizer):
                 if key not in loaded["state"]:
                     continue
                 saved, state = loaded["state"][key], self.state[param]
-                state["step"] = _step_count(saved["step"], param, group)
+                state["step"] = _step_count(saved["step"], param, Options.of(group))
                 for name in ("momentum", "fim"):
                     dtype = dtypes[f"{name}_dtype"] or _kept_dtype(saved[name], param, group[f"{name}_dtype"])
                     if torch.promote_types(saved[name].dtype, dtype) != dtype:
@@ -341,24 +239,22 @@ class FAdam(Optimizer):
                 loss = closure()
 
         # All groups are checked before the first update, so that one that is refused leaves every parameter as it was.
-        checked = self._options()
+        every = self._options()
         stepped = [[p for p in group["params"] if _has_dense_grad(p)] for group in self.param_groups]
-        tasks: list[Task] = []
-        first = 0
-        for group, options, params in zip(self.param_groups, checked, stepped, strict=True):
-            with torch.set_grad_enabled(options["differentiable"]):
-                tasks += self._tasks(group, options, params, first)
+        groups: list[tuple[Tensors, Options]] = []
+        first = 0  # number of the group's first parameter among all of the optimizer's
+        for group, options, params in zip(self.param_groups, every, stepped, strict=True):
+            groups.append((self._tensors(group["params"], params, options, first), options))
             first += len(group["params"])
-        take(tasks)
+        take(groups, grad_scale=self._scaler_number("grad_scale"), found_inf=self._scaler_number("found_inf"))
         return loss
 
     @torch.no_grad()
     def paths(self) -> list[dict[str, Taken]]:
-        """Which implementation would step each group's parameters now, by the type of their device, and why it is not
-        the fused one where it is not: ``[{"cpu": Taken(path="single", reason="there is no C++ compiler ...")}]``.
+        """Which implementation would step each group's parameters now, by the type of their device, and why not the
+        fused one: ``[{"cpu": Taken(path="single", reason="there is no C++ compiler ...")}]``.
 
-        Nothing is changed, but the C++ may be compiled. Gradients that are not there are taken for ones like their
-        parameters.
+        Nothing is changed, but the C++ may be compiled. A gradient that is missing counts as one like its parameter.
 
         Raises:
             RuntimeError: for ``fused=True`` where that cannot be had.
@@ -372,7 +268,7 @@ class FAdam(Optimizer):
             found.append({device: self._path(params, options) for device, params in by_device.items()})
         return found
 
-    def _path(self, params: list[Tensor], options: Mapping[str, Any]) -> Taken:
+    def _path(self, params: list[Tensor], options: Options) -> Taken:
         rows: list[list[Tensor]] = []
         for p in params:
             real = as_real(local_part(p.detach()))
@@ -380,33 +276,30 @@ class FAdam(Optimizer):
             state = self.state.get(p, {})
             if "step" in state:
                 row = [local_part(state[name]) for name in ("momentum", "fim", "step")]
-            elif options["capturable"]:  # where the strides of the states matter
+            elif options.capturable:  # where the strides of the states matter
                 row = [initial_state(real, options)[name] for name in ("momentum", "fim", "step")]
             else:
-                one, dtypes = real.new_ones(()), (options["momentum_dtype"], options["fim_dtype"])
+                one, dtypes = real.new_ones(()), (options.momentum_dtype, options.fim_dtype)
                 row = [*(one.to(dtype or one.dtype).expand(real.shape) for dtype in dtypes)]
                 row.append(one.to(_step_device(p, options), torch.float32))
             rows.append([real, grad, *row])
-        taken = take_path(
-            *zip(*rows, strict=True),
-            **{name: options[name] for name in ("foreach", "fused", "differentiable")},
-            options=options,
-        )
+        lists: list[list[Tensor]] = [list(column) for column in zip(*rows, strict=True)]
+        taken = take_path(Tensors(*lists), options)
         if taken.path == "single" and any(map(is_sharded, params)):  # which the loop does not know
             return Taken("foreach", taken.reason)
         return taken
 
-    def _options(self) -> list[dict[str, Any]]:
+    def _options(self) -> list[Options]:
         """Those of each group, checked."""
         if torch.compiler.is_compiling():  # the groups hold constants of the graph then
-            return [{name: group[name] for name in DEFAULTS} for group in self.param_groups]
-        while len(self._checked) < len(self.param_groups):
-            self._checked.append(Checked())
-        return [check(group) for check, group in zip(self._checked, self.param_groups, strict=False)]
+            return [Options.of(group) for group in self.param_groups]
+        while len(self._watched) < len(self.param_groups):
+            self._watched.append(Watched())
+        return [watched(group) for watched, group in zip(self._watched, self.param_groups, strict=False)]
 
-    def _tasks(self, group: dict[str, Any], options: dict[str, Any], params: list[Tensor], first: int) -> list[Task]:
-        """What there is to do for one group, once it has been checked; `first` is the number of its first parameter
-        among all of the optimizer's."""
+    def _tensors(self, every: list[Tensor], params: list[Tensor], options: Options, first: int) -> Tensors:
+        """Those of one group that have a gradient, with their states, of which new ones are made. `every` are all of
+        its parameters, and `first` is the number of the first one among all of the optimizer's."""
         states = [self.state[p] for p in params]
         for p, state in zip(params, states, strict=True):
             if "step" not in state:  # others may have put something there
@@ -414,22 +307,15 @@ class FAdam(Optimizer):
             elif not isinstance(state["step"], Tensor) or state["step"].dtype != torch.float32:
                 state["step"] = _step_count(state["step"], p, options)
         indices = None
-        if options["stochastic_rounding"]:  # whether others have gradients must not matter
-            indices = [i for i, p in enumerate(group["params"], first) if p.grad is not None]
-        rest = {name: value for name, value in options.items() if name not in ("betas", "momentum_dtype", "fim_dtype")}
-        beta1, beta2 = options["betas"]
-        return begin(
+        if options.stochastic_rounding:  # whether others have gradients must not matter
+            indices = [i for i, p in enumerate(every, first) if p.grad is not None]
+        return Tensors(
             params,
             [p.grad for p in params if p.grad is not None],
             [state["momentum"] for state in states],
             [state["fim"] for state in states],
             [state["step"] for state in states],
-            beta1=beta1,
-            beta2=beta2,
             indices=indices,
-            grad_scale=self._scaler_number("grad_scale"),
-            found_inf=self._scaler_number("found_inf"),
-            **rest,
         )
 
     def _scaler_number(self, name: str) -> Tensor | None:
@@ -439,7 +325,7 @@ class FAdam(Optimizer):
             return None
         if not isinstance(number, Tensor):  # a scaler that has seen no gradient says found_inf = 0, the number
             return torch.tensor(float(number), dtype=torch.float32, device="cpu")
-        return whole(number)
+        return gathered(number)
 
     def _check_capture(self) -> None:
         if torch.compiler.is_compiling() or not torch.cuda.is_available():
@@ -456,17 +342,15 @@ class FAdam(Optimizer):
                 )
 
 
-def initial_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-    """t = 0, m_0 = 0 and f_0 = 1 for one parameter, in the group's dtypes."""
-    real = torch.view_as_real(param) if param.is_complex() else param
+def initial_state(param: Tensor, options: Options) -> dict[str, Tensor]:
+    """t = 0, m_0 = 0 and f_0 = 1 for one parameter, in the options' dtypes."""
+    real = as_real(param)
     return {
-        "step": torch.zeros((), dtype=torch.float32, device=_step_device(param, group)),
+        "step": torch.zeros((), dtype=torch.float32, device=_step_device(param, options)),
         "momentum": torch.zeros_like(
-            real, dtype=group["momentum_dtype"], memory_format=torch.preserve_format, requires_grad=False
+            real, dtype=options.momentum_dtype, memory_format=torch.preserve_format, requires_grad=False
         ),
-        "fim": torch.ones_like(
-            real, dtype=group["fim_dtype"], memory_format=torch.preserve_format, requires_grad=False
-        ),
+        "fim": torch.ones_like(real, dtype=options.fim_dtype, memory_format=torch.preserve_format, requires_grad=False),
     }
 
 
@@ -476,15 +360,15 @@ def _kept_dtype(state: Tensor, param: Tensor, option: torch.dtype | None) -> tor
     return own if option is None and torch.promote_types(state.dtype, own) == own else state.dtype
 
 
-def _step_device(param: Tensor, group: Mapping[str, Any]) -> torch.device:
+def _step_device(param: Tensor, options: Options) -> torch.device:
     # On the host, a step count costs no kernel; but a scaler's found_inf, which may take a step back, is on the device.
-    return param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+    return param.device if options.capturable or options.fused else torch.device("cpu")
 
 
-def _step_count(count: Any, param: Tensor, group: Mapping[str, Any]) -> Tensor:
+def _step_count(count: Any, param: Tensor, options: Options) -> Tensor:
     """A number or tensor of any dtype as a new state `step`."""
     step = count if isinstance(count, Tensor) else torch.tensor(count, device="cpu")
-    return step.to(_step_device(param, group), torch.float32, copy=True).reshape(())
+    return step.to(_step_device(param, options), torch.float32, copy=True).reshape(())
 
 
 def _check_shapes(name: object, param: Tensor, state: Mapping[str, Any]) -> None:
@@ -522,18 +406,19 @@ def _check_param(param: Tensor) -> None:
 
 
 def _check_params(group: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for a parameter that FAdam cannot step.
+        RuntimeError: for ``fused=True`` where that cannot be had.
+    """
     for param in group["params"]:
         _check_param(param)
-    if group["fused"] and not is_ablation(group):
+    options = Options.of(group)
+    if options.fused and options.published:
         for device in {p.device.type for p in group["params"]} - {"meta"}:  # those may get a device yet
-            refused = fused_refusal([], [], [], [], [], group, device)
-            if refused is not None:
-                raise RuntimeError(f"FAdam: fused=True is not available: {refused}")
-
-
-def whole(x: Tensor) -> Tensor:
-    """The logical tensor, gathered where it is sharded."""
-    return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
+            reason = unavailable(options, device)
+            if reason is not None:
+                raise RuntimeError(f"FAdam: fused=True is not available: {reason}")
 
 
 def _has_dense_grad(param: Tensor) -> bool:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,117 +27,114 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fadam.backend import Backend, choose
-from fadam.foreach import ForeachBackend
-from fadam.functional import amp_tensors, count_up, take_back, written
-
-
-class Share(NamedTuple):
-    """What this process has to do for the sharded tensors of one parameter group and one mesh."""
-
-    mesh: DeviceMesh
-    backend: Backend
-    counted: tuple[bool, ...]  # of each tensor, whether this process's sums count; of replicas, one's do
-    tensors: list[list[Tensor]]  # params, grads, momentums, fims: the local shards
-    steps: list[Tensor]
-    found_inf: Tensor | None
-
+from fadam.backend import PhasedBackend, choose_for_shards
+from fadam.bookkeeping import Tensors, amp_tensors, check_steps, count_up, take_back
+from fadam.options import Options
 
 _stand_ins: MutableMapping[Tensor, list[Tensor]] = WeakTensorKeyDictionary()
 
 
-@torch.no_grad()
-def prepare(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentums: Sequence[Tensor],
-    fims: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    foreach: bool | None,
-    fused: bool | None,
-    differentiable: bool,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    indices: Sequence[int] | None,
-    **options: Any,
-) -> list[Callable[[], Share]]:
-    """Check non-empty DTensor parameters, and return what counts their steps up and gives this process's share of the
-    work for `finish`.
+class ShardedTask:
+    """One step of the sharded tensors of all groups.
 
-    The gradient may be placed otherwise than its parameter; it is redistributed then, with a collective of its own.
-
-    Raises:
-        ValueError: for a parameter with a Partial placement, a gradient or state that is not a DTensor on its mesh,
-            and for `differentiable`.
+    Args:
+        groups: DTensor parameters with elements, their gradients and states, and the options, by group. A gradient may
+            be placed otherwise than its parameter; `check` redistributes it then, with a collective of its own.
+        grad_scale, found_inf: as for `fadam.functional.fadam`.
     """
-    if differentiable:
-        raise ValueError("FAdam: differentiable=True is not available for sharded parameters (DTensor)")
-    by_mesh: dict[tuple[DeviceMesh, torch.device], list[int]] = {}
-    for i, p in enumerate(params):
-        assert isinstance(p, DTensor)
-        if p.device_mesh.get_coordinate() is not None:  # else this process holds nothing of it
-            by_mesh.setdefault((p.device_mesh, p.device), []).append(i)
 
-    tasks: list[Callable[[], Share]] = []
-    for (mesh, device), index in by_mesh.items():
-        rows, counted = [], []
-        for i in index:
-            p = params[i]
-            assert isinstance(p, DTensor)
-            coordinate = mesh.get_coordinate()
-            assert coordinate is not None
-            row = [_local(x) for x in (p, _placed(grads[i], p), _checked(momentums[i], p), _checked(fims[i], p))]
-            row[1] = row[1].resolve_neg()  # an address does not tell of it
-            if row[0].numel() == 0:
-                row = _stand_in(momentums[i], row)
-                counted.append(False)
-            else:
-                replicated = [placement.is_replicate() for placement in p.placements]
-                counted.append(not any(c > 0 for c, r in zip(coordinate, replicated, strict=True) if r))
-            rows.append(row)
-        tensors = [list(column) for column in zip(*rows, strict=True)]
-        counts = [steps[i] for i in index]
-        make: Callable[..., Backend] = choose(
-            tensors[0], tensors[1], tensors[2], tensors[3], counts,
-            foreach=foreach, fused=fused, differentiable=False, options=options,
-        ) or ForeachBackend  # fmt: skip
-        amp = amp_tensors(device, counts, grad_scale, found_inf)
-        more: dict[str, Any] = {
-            **options,
-            **amp,
-            "numels": [params[i].numel() for i in index],
-            "offsets": [_offset(params[i]) for i in index] if indices else None,
-            "indices": [indices[i] for i in index] if indices else None,
-        }
-        tasks.append(functools.partial(_share, mesh, make, tuple(counted), tensors, counts, more))
-    return tasks
+    def __init__(
+        self, groups: Sequence[tuple[Tensors, Options]], grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        self._groups, self._grad_scale, self._found_inf = groups, grad_scale, found_inf
+        self._shares: list[Share] = []
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: for a parameter with a Partial placement, a gradient or state that is not a DTensor on its
+                mesh, and for `differentiable`.
+            RuntimeError: if `fused` is true and cannot be had; with `capturable` or `found_inf`, for a step on another
+                device.
+        """
+        for tensors, options in self._groups:
+            if options.differentiable:
+                raise ValueError("FAdam: differentiable=True is not available for sharded parameters (DTensor)")
+            check_steps(tensors, options)
+            by_mesh: dict[tuple[DeviceMesh, torch.device], list[int]] = {}
+            for i, p in enumerate(tensors.params):
+                assert isinstance(p, DTensor)
+                if p.device_mesh.get_coordinate() is not None:  # else this process holds nothing of it
+                    by_mesh.setdefault((p.device_mesh, p.device), []).append(i)
+            for (mesh, device), places in by_mesh.items():
+                amp = amp_tensors(device, [tensors.steps[i] for i in places], self._grad_scale, self._found_inf)
+                self._shares.append(_share(mesh, tensors, places, options, amp))
+
+    @torch.no_grad()
+    def run(self) -> None:
+        for share in self._shares:
+            share.start()
+        for mesh, together in _by_reach(self._shares):
+            sums = _over_mesh(mesh, together, [share.backend.gradient_sums()[None] for share in together])
+            metric_sums = [share.backend.metric_sums(x[0]) for share, x in zip(together, sums, strict=True)]
+            for share, x in zip(together, _over_mesh(mesh, together, metric_sums), strict=True):
+                share.backend.apply(x)
+                take_back(share.tensors.steps, share.tensors.found_inf)
 
 
-@torch.no_grad()
+class Share:
+    """What this process has to do for the sharded tensors of one parameter group and one mesh.
+
+    Args:
+        mesh: of the parameters.
+        tensors: the local shards.
+        counted: of each tensor, whether this process's sums count; of replicas, one's do.
+        options: of the group.
+    """
+
+    def __init__(self, mesh: DeviceMesh, tensors: Tensors, counted: tuple[bool, ...], options: Options) -> None:
+        self.mesh, self.tensors, self.counted = mesh, tensors, counted
+        self._options = options
+        self._implementation = choose_for_shards(tensors, options)
+        self.backend: PhasedBackend
+
+    def start(self) -> None:
+        """Count the step and begin it."""
+        count_up(self.tensors.steps)
+        self.backend = self._implementation(self.tensors, self._options)
+
+
 def _share(
-    mesh: DeviceMesh,
-    make: Callable[..., Backend],
-    counted: tuple[bool, ...],
-    tensors: list[list[Tensor]],
-    steps: list[Tensor],
-    options: dict[str, Any],
+    mesh: DeviceMesh, tensors: Tensors, places: list[int], options: Options, amp: tuple[Tensor | None, Tensor | None]
 ) -> Share:
-    count_up(steps)
-    return Share(mesh, make(*tensors, steps, **options), counted, tensors, steps, options["found_inf"])
-
-
-@torch.no_grad()
-def finish(shares: Sequence[Share]) -> None:
-    """Take the step that `prepare` has prepared, all shares whose sums travel together at once."""
-    for mesh, together in _by_reach(shares):
-        sums = _over_mesh(mesh, together, [share.backend.gradient_sums()[None] for share in together])
-        sums = _over_mesh(mesh, together, [s.backend.metric_sums(x[0]) for s, x in zip(together, sums, strict=True)])
-        for share, x in zip(together, sums, strict=True):
-            share.backend.apply(x)
-            if not isinstance(share.backend, ForeachBackend):
-                written(*share.tensors)
-            take_back(share.steps, share.found_inf)
+    """The local shards of the tensors at those places of the lists."""
+    rows, counted = [], []
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None
+    for i in places:
+        p, grad, momentum, fim = (list_[i] for list_ in tensors.four)
+        assert isinstance(p, DTensor)
+        row = [_local(x) for x in (p, _placed(grad, p), _checked(momentum, p), _checked(fim, p))]
+        row[1] = row[1].resolve_neg()  # an address does not tell of it
+        if row[0].numel() == 0:
+            row = _stand_in(momentum, row)
+            counted.append(False)
+        else:
+            replicated = [placement.is_replicate() for placement in p.placements]
+            counted.append(not any(c > 0 for c, r in zip(coordinate, replicated, strict=True) if r))
+        rows.append(row)
+    params, grads, momentums, fims = (list(column) for column in zip(*rows, strict=True))
+    local = Tensors(
+        params, grads, momentums, fims,
+        steps=[tensors.steps[i] for i in places],
+        indices=None if tensors.indices is None else [tensors.indices[i] for i in places],
+        numels=[tensors.params[i].numel() for i in places],
+        offsets=None if tensors.indices is None else [_offset(tensors.params[i]) for i in places],
+        grad_scale=amp[0],
+        found_inf=amp[1],
+    )  # fmt: skip
+    return Share(mesh, local, tuple(counted), options)
 
 
 def _by_reach(shares: Sequence[Share]) -> list[tuple[DeviceMesh, list[Share]]]:
@@ -161,32 +158,32 @@ class Slice(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _slice(mesh: DeviceMesh, whole: DeviceMesh) -> Slice | None:
-    """How `mesh` is cut out of `whole`, if it is one of those that lie side by side along the other dimensions."""
-    if mesh == whole:
+def _slice(mesh: DeviceMesh, large: DeviceMesh) -> Slice | None:
+    """How `mesh` is cut out of `large`, if it is one of those that lie side by side along the other dimensions."""
+    if mesh == large:
         return Slice(0, 1)
-    names, all_names, own = mesh.mesh_dim_names, whole.mesh_dim_names, whole.get_coordinate()
-    if not names or not all_names or own is None or mesh.device_type != whole.device_type:
+    names, all_names, own = mesh.mesh_dim_names, large.mesh_dim_names, large.get_coordinate()
+    if not names or not all_names or own is None or mesh.device_type != large.device_type:
         return None
     across = [d for d, name in enumerate(all_names) if name not in names]
-    here = whole.mesh[tuple(own[d] if d in across else slice(None) for d in range(whole.ndim))]
+    here = large.mesh[tuple(own[d] if d in across else slice(None) for d in range(large.ndim))]
     if tuple(names) != tuple(name for name in all_names if name in names) or not torch.equal(here, mesh.mesh):
         return None
     number = 0
     for d in across:
-        number = number * whole.size(d) + own[d]
-    return Slice(number, math.prod(whole.size(d) for d in across))
+        number = number * large.size(d) + own[d]
+    return Slice(number, math.prod(large.size(d) for d in across))
 
 
-def _over_mesh(whole: DeviceMesh, shares: Sequence[Share], sums: Sequence[Tensor]) -> list[Tensor]:
-    """Sums (rows, N) of the shares, each added up over its own mesh, by one collective over the `whole` mesh."""
-    if whole.size() == 1:
+def _over_mesh(mesh: DeviceMesh, shares: Sequence[Share], sums: Sequence[Tensor]) -> list[Tensor]:
+    """Sums (rows, N) of the shares, each added up over its own mesh, by one collective over `mesh`."""
+    if mesh.size() == 1:
         return list(sums)
     slices, own = [], []
     for share, x in zip(shares, sums, strict=True):
-        part = _slice(share.mesh, whole)
+        part = _slice(share.mesh, mesh)
         assert part is not None
-        counted = _counted(x, share.counted).to(whole.device_type)
+        counted = _counted(x, share.counted).to(mesh.device_type)
         stacked = counted[None]  # (slices, rows, N)
         if part.of > 1:
             stacked = counted.new_zeros(part.of, *x.shape)
@@ -194,7 +191,7 @@ def _over_mesh(whole: DeviceMesh, shares: Sequence[Share], sums: Sequence[Tensor
         slices.append(part)
         own.append(stacked)
     total = torch.cat([x.flatten() for x in own])
-    dist.all_reduce(total, group=_spanning_group(whole))
+    dist.all_reduce(total, group=_spanning_group(mesh))
     added = torch.split(total, [x.numel() for x in own])
     return [
         new.view_as(stacked)[part.number].to(x.device)

@@ -36,7 +36,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.core import provenance, run
+from experiments.core.checks import check_choices
 from experiments.core.errors import UserError
+from experiments.core.files import write_whole
 from experiments.core.optim import parameter_groups
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,7 +214,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             cfg = configure(arguments.overrides, arguments.steps, Path(folder))
-            run.check_choices(cfg)
+            check_choices(cfg)
             torch.set_num_threads(cfg.threads)
             torch.set_float32_matmul_precision("high")
             first = arguments.skip * cfg.trainer.accumulate_grad_batches
@@ -273,9 +275,8 @@ def main() -> None:
         "",
     ]
     out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_whole(out.with_suffix(".md"), "\n".join(text))
+    write_whole(out.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
     console.print(f"written: {out.with_suffix('.md')}, {out.with_suffix('.json')}")
 
 

@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
+from experiments.core.files import write_whole
 from scripts.bench_step_parts import (
     CONTESTANTS,
     DEFAULT_SETS,
@@ -149,7 +150,7 @@ class Clock:
         call()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1000
+        return float(start.elapsed_time(end)) / 1000
 
     def seconds(self, name: str, step: Callable[[], object]) -> float:
         if self.device.type != "cuda":
@@ -167,7 +168,7 @@ class Clock:
         host.append(time.perf_counter() - start)
         end_event.record()
         end_event.synchronize()
-        return start_event.elapsed_time(end_event) / 1000
+        return float(start_event.elapsed_time(end_event)) / 1000
 
 
 def timed_rounds(ready: Lineup, rounds: int, clock: Clock, advance: Callable[[str], None]) -> list[dict[str, float]]:
@@ -355,8 +356,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     document["goals"] = judge(document)
     text = report(document)
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(jsonable(document), indent=1) + "\n", encoding="utf-8")
+    write_whole(out.with_suffix(".md"), text)
+    write_whole(out.with_suffix(".json"), json.dumps(jsonable(document), indent=1) + "\n")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {out.with_suffix('.md')}, {out.with_suffix('.json')}", soft_wrap=True)
 

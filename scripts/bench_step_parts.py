@@ -108,11 +108,11 @@ class Reference:
             p.copy_(theta)
 
 
-def adamw(**options: bool) -> Callable[[list[nn.Parameter]], Any]:
+def adamw(**options: Any) -> Callable[[list[nn.Parameter]], Any]:
     return lambda params: torch.optim.AdamW(params, **options)
 
 
-def fadam(**options: bool) -> Callable[[list[nn.Parameter]], Any]:
+def fadam(**options: Any) -> Callable[[list[nn.Parameter]], Any]:
     def build(params: list[nn.Parameter]) -> Any:
         from fadam import FAdam
 
@@ -239,7 +239,7 @@ def probe_cpu(name: str, shapes: Shapes, dtype: torch.dtype) -> Row:
         optimizer.step()
     if row["memory"] is not None:
         row["memory"] += resident("VmHWM")
-    with Operators() as operators:
+    with Operators() as operators:  # type: ignore[no-untyped-call]
         optimizer.step()
     return row | {"operators": operators.count}
 
@@ -256,7 +256,7 @@ def probe_cuda(name: str, shapes: Shapes, device: torch.device, dtype: torch.dty
         optimizer.step()
     torch.cuda.synchronize(device)
     row: Row = {"memory": torch.cuda.max_memory_allocated(device) - before}
-    with Operators() as operators:
+    with Operators() as operators:  # type: ignore[no-untyped-call]
         optimizer.step()
     row["operators"] = operators.count
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -265,9 +265,7 @@ def probe_cuda(name: str, shapes: Shapes, device: torch.device, dtype: torch.dty
             optimizer.step()
             torch.cuda.synchronize(device)
     on_device = [
-        e.name
-        for e in trace.events()
-        if e.device_type == torch.autograd.DeviceType.CUDA and not getattr(e, "is_user_annotation", False)
+        e.name for e in trace.events() if e.device_type.name == "CUDA" and not getattr(e, "is_user_annotation", False)
     ]
     copies = sum(kind.startswith(("Memcpy", "Memset")) for kind in on_device)
     return row | {"launches": len(on_device) - copies, "copies": copies}

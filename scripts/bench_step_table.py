@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.core.files import write_whole
+
 Row = dict[str, Any]
 BASE, OURS, PORT, COPY = "AdamW fused", "FAdam fused", "pytorch_optimizer FAdam", "copy"
 
@@ -227,7 +229,7 @@ def main() -> None:
         sys.exit(f"error: {path}: {error.strerror}")
     except (ValueError, KeyError, TypeError):
         sys.exit(f"error: {path} holds no numbers of scripts.bench_step")
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_whole(path.with_suffix(".md"), text)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from fadam import FAdam, diagnose
 from fadam.reference import State, reference_step
@@ -148,7 +149,8 @@ def mixed(device: torch.device, dry: bool) -> str:
     dtypes = torch.float32, torch.bfloat16, torch.float16
     found = 0.0
     results = []
-    for path in ({"fused": True}, {"foreach": False}):
+    for fused, foreach in ((True, None), (None, False)):
+        path: dict[str, Any] = {"fused": fused, "foreach": foreach}
         params = [p for dtype in dtypes for p in on(normal(1000), device, dtype)]
         opt = FAdam(params, lr=0.01, weight_decay=0.1, momentum_dtype="float32", fim_dtype="float32", **path)
         run(opt, params, lambda t: [g for _ in dtypes for g in normal(t, 10.0 ** -(t % 4))], 10)
@@ -194,7 +196,7 @@ def amp(device: torch.device, dry: bool) -> str:
     """GradScaler and the fused step: scaled gradients, and one step of four that overflows."""
     (p,), (q,) = on([torch.ones(5000)], device, torch.float32), on([torch.ones(5000)], device, torch.float32)
     opt, plain = FAdam([p], lr=0.01, fused=True), FAdam([q], lr=0.01, foreach=False)
-    scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, growth_interval=100)
+    scaler = GradScaler(device.type, init_scale=1024.0, growth_interval=100)
     for factor in (1.0, math.inf, 2.0, 3.0):
         opt.zero_grad()
         scaler.scale((factor * p * p).sum()).backward()
@@ -212,7 +214,8 @@ def amp(device: torch.device, dry: bool) -> str:
 def rounding(device: torch.device, dry: bool) -> str:
     """Steps of a hundredth of bfloat16's resolution: they add up on average, and both paths draw the same bits."""
     results = []
-    for path in ({"fused": True}, {"foreach": True}):
+    for name in ("fused", "foreach"):
+        path: dict[str, Any] = {name: True}
         (p,) = on([torch.ones(40_000)], device, torch.bfloat16)
         opt = FAdam([p], lr=4e-5, weight_decay=0.0, betas=(0.0, 0.999), stochastic_rounding=True, **path)
         run(opt, [p], lambda t: [torch.ones(40_000)], 20)

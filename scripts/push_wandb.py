@@ -20,7 +20,7 @@ from typing import Any, Literal
 from rich.progress import track
 
 from experiments.core.loggers import run_id, unreachable
-from experiments.core.records import Record, load_records, one_line_warnings
+from experiments.core.records import Record, Records, one_line_warnings
 
 
 def identity(record: Record) -> str:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one_line_warnings()
     records = [
         r
-        for r in load_records(options.runs)
+        for r in Records([options.runs]).all()
         if options.task in (None, r.task) and options.scale in (None, r.scale) and r.scale != "smoke"
     ]
     folders = offline_runs(options.runs)

@@ -18,6 +18,11 @@ TEST_CONFIGS = ROOT / "tests" / "configs"
 Compose = Callable[..., "DictConfig"]
 
 
+def record_path(cfg: DictConfig) -> Path:
+    """Where the run's record will lie."""
+    return Path(f"{cfg.paths.run_dir}.json")
+
+
 @pytest.fixture
 def compose_config(tmp_path: Path) -> Iterator[Compose]:
     """`compose_config("experiment=asr_cpu", ...)`: the config of a run whose folders lie in `tmp_path`."""
@@ -33,12 +38,15 @@ def compose_config(tmp_path: Path) -> Iterator[Compose]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
 
         def build(*overrides: str) -> DictConfig:
+            # Hydra takes the first search path that it is given.
+            search = [word for word in overrides if word.startswith("hydra.searchpath=")]
             folders = (
-                f"hydra.searchpath=[file://{TEST_CONFIGS}]",
+                *(search or [f"hydra.searchpath=[file://{TEST_CONFIGS}]"]),
                 f"paths.runs_dir={tmp_path / 'runs'}",
                 f"paths.data_dir={tmp_path / 'data'}",
             )
-            cfg = compose("train", overrides=[*folders, *overrides], return_hydra_config=True)
+            words = [word for word in overrides if word not in search]
+            cfg = compose("train", overrides=[*folders, *words], return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
             with open_dict(cfg):
                 del cfg["hydra"]

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def complete(root: Path, studies: Sequence[Protocol], value: Value, limit: int =
         if len(made) >= limit:
             break
     return made
+
+
+def main_part(name: str) -> Protocol:
+    """A declared study without what follows its main comparison."""
+    p = protocol(name)
+    return replace(p, switches=None, epsilon=None, context=None, comparisons=p.comparisons[:1])
 
 
 def bowl_value(best: float, floor: float = 1.6, sd: float = 0.004, gain: float = 0.0) -> Value:

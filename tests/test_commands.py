@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 # What stands for something, and one of the things it may stand for.
 STANDS_FOR = {
     "<task>": ("asr", "llm", "vqvae"), "<scale>": ("cpu",), "<name>": ("fadam",), "<n>": ("1",),
-    "<folder>": ("folder",),
+    "<folder>": ("folder",), "<config>": ("examples/own_task/textures.yaml",), "<url>": ("file:///index",),
     "<images>": ("images",), "DIR": ("folder",), "{asr,llm,vqvae}": ("asr", "llm", "vqvae"),
     "-...": ("-asr", "-llm", "-vqvae"),
 }  # fmt: skip
@@ -88,7 +88,7 @@ def in_code(path: Path) -> Iterator[str]:
             inside |= {id(part) for part in node.values}
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else UNKNOWN for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            if re.fullmatch(MODULES, node.value):
+            if re.fullmatch(rf"{MODULES}(?: own)?", node.value):
                 continue
             yield node.value
 
@@ -262,6 +262,17 @@ def test_fetching_says_in_a_sentence_what_it_cannot(capsys, tmp_path: Path, monk
     ):
         assert fetch_data.main([*words, f"paths.data_dir={tmp_path}"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_fast_tests_are_there() -> None:
+    """`make test-fast` names files and tests that exist, each once."""
+    line = ["make", "-n", "-o", ".venv/.ready", "--no-print-directory", "test-fast"]
+    text = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+    named = re.findall(r"(?<= )tests/[^\s;&]+", text)
+    assert len(named) == len(set(named)) > 20
+    for path, _, test in (name.partition("::") for name in named):
+        files = [ROOT / path] if path.endswith(".py") else list((ROOT / path).glob("test_*.py"))
+        assert any(f"def {test or 'test_'}" in file.read_text(encoding="utf-8") for file in files), path
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "paper"])

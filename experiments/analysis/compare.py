@@ -6,15 +6,14 @@ mean ± t * sd * sqrt(1 / published + 1 / own), which is as wide as chance makes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 
+from experiments.analysis.comparisons import interval
 from experiments.analysis.plain import BASELINE, CHALLENGER, metric_of, one_kind, pairs
 from experiments.analysis.table import Cell, Table, fill
 from experiments.analysis.tables import mean_sd
@@ -24,15 +23,6 @@ from experiments.core.protocol import names, protocol
 from experiments.core.records import Record, Records, differing, select
 
 Array = NDArray[np.float64]
-
-
-def prediction(published: Array, own: int) -> tuple[float, float] | None:
-    """95% prediction interval of the mean of `own` further values; None with fewer than two published ones."""
-    n = len(published)
-    if n < 2 or not np.isfinite(published).all():
-        return None
-    half = float(stats.t.ppf(0.975, n - 1) * published.std(ddof=1) * math.sqrt(1 / n + 1 / own))
-    return float(published.mean()) - half, float(published.mean()) + half
 
 
 @dataclass(frozen=True)
@@ -54,11 +44,11 @@ def line(name: str, metric: Metric, published: Array, own: Array, is_gain: bool 
             return metric.number(float(values.mean()), signed=True)
         return mean_sd(metric, values, False)
 
-    range_ = prediction(published, len(own)) if len(own) else None
-    if range_ is None:
+    predicted = interval(published, len(own)) if len(own) else None
+    if predicted is None:
         lost = [bool(len(v)) and not np.isfinite(v).all() for v in (published, own)]
         return Line(name, text(published), text(own), "–", all(lost) if any(lost) and len(own) else None)
-    low, high = range_
+    _, low, high = predicted
     slack = 1e-6 * max(abs(low), abs(high))  # values kept as float32 and averaged in another order are the same values
     inside = bool(np.isfinite(own).all()) and low - slack <= float(own.mean()) <= high + slack
     return Line(name, text(published), text(own), f"{metric.number(low)} to {metric.number(high)}", inside)
@@ -83,7 +73,7 @@ class Comparison:
 def own_runs(
     records: Iterable[Record], published: Sequence[Record], seeds: Sequence[int], arms: Sequence[str]
 ) -> tuple[list[Record], list[Record]]:
-    """The runs of this comparison, and those that are left out: other seeds or arms, or other settings."""
+    """The runs of this comparison, and the runs left out: they have other seeds, arms or settings."""
     wanted = [r for r in records if r.trial == "main" and r.purpose == "eval"]
     mine = [r for r in wanted if r.seed in seeds and r.arm in arms]
     if published:

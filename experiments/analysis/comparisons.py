@@ -1,4 +1,4 @@
-"""What the records say of the declared comparisons. The runner stops by it and the pages are written from it.
+"""What the records say about the declared comparisons. The runner stops comparisons by it, and the pages show it.
 
 Gains are the one measure of a difference: in the metric's unit, positive where the arm named first is better.
 """
@@ -6,22 +6,24 @@ Gains are the one measure of a difference: in the metric's unit, positive where 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped,unused-ignore]
-from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped,unused-ignore]
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
+from experiments.analysis import power
 from experiments.analysis.families import Comparison as Looked
-from experiments.analysis.families import Verdict, judge
+from experiments.analysis.families import Verdict, holm, judge
 from experiments.analysis.frame import tidy
 from experiments.analysis.looks import ALPHA, paired
 from experiments.core.catalogue import Metric, task
 from experiments.core.plan import Planner, Stage, Tuned
-from experiments.core.protocol import Comparison, Protocol, Run, names, protocol
+from experiments.core.protocol import FOLDER, Comparison, Protocol, Run, names, protocol
 from experiments.core.records import Record, Records, check_one_kind
 
 Array = NDArray[np.float64]
@@ -53,35 +55,27 @@ class Compared:
     def metric(self) -> Metric:
         return task(self.protocol.task).metric(self.protocol.metric.name)
 
-    @property
-    def planned(self) -> int:
-        """The most pairs that it takes."""
-        return self.comparison.looks[-1]
-
     def detectable(self) -> float | None:
         """The true gain that the last look finds with a chance of 90%; None before the first look."""
-        from experiments.analysis.power import detectable
-
         sd = self.verdict.sd
-        return None if not sd else detectable(sd, self.comparison.looks, ALPHA / self.family)
+        return None if not sd else power.detectable(sd, self.comparison.looks, ALPHA / self.family)
 
     def pairs_needed(self) -> int | None:
         """Pairs with which both questions would be answered with a chance of 90%; None before the first look."""
-        from experiments.analysis.power import pairs_for_equivalence, pairs_for_superiority
-
         sd, matters = self.verdict.sd, self.protocol.matters
         if not sd:
             return None
         level = ALPHA / self.family
-        return max(pairs_for_superiority(sd, matters, level), pairs_for_equivalence(sd, matters, level))
+        return max(power.pairs_for_superiority(sd, matters, level), power.pairs_for_equivalence(sd, matters, level))
 
 
-def pairs_of(planner: Planner, comparison: Comparison, tuned: Mapping[str, Tuned]) -> tuple[list[Record], list[Record]]:
-    """The records of both arms, in the order of the seeds, up to the first seed that one of them lacks."""
-    arms = (comparison.challenger, comparison.baseline)
+def pairs_of(
+    planner: Planner, arms: tuple[str, str], most: int, tuned: Mapping[str, Tuned]
+) -> tuple[list[Record], list[Record]]:
+    """The records of two arms, in the order of the seeds, up to the first seed that one of them lacks."""
     found: tuple[list[Record], list[Record]] = ([], [])
     if set(arms) <= set(tuned):
-        runs = [planner.evaluation(arm, tuned[arm], comparison.looks[-1], "") for arm in arms]
+        runs = [planner.evaluation(arm, tuned[arm], most, "") for arm in arms]
         for pair in zip(*runs, strict=True):
             one, other = (planner.result(run) for run in pair)
             if one is None or other is None:
@@ -91,50 +85,35 @@ def pairs_of(planner: Planner, comparison: Comparison, tuned: Mapping[str, Tuned
     return found
 
 
-def _values(records: Sequence[Record], p: Protocol) -> list[float]:
-    return [r.value(p.metric.name, p.metric.mode) for r in records]
+def _values(records: Sequence[Record], p: Protocol) -> Array:
+    return np.array([r.value(p.metric.name, p.metric.mode) for r in records])
 
 
 def compared(planners: Sequence[Planner], family: str | None = None) -> list[Compared]:
     """The comparisons of one family, or of all: a family reaches over all studies."""
-    found: dict[str, list[tuple[Planner, Comparison, list[Record], list[float], list[float]]]] = {}
+    found: dict[str, list[tuple[Protocol, Comparison, tuple[int, ...], Array, Array, Array]]] = {}
     for planner in planners:
         p = planner.protocol
         mine = [c for c in p.comparisons if family in (None, c.family)]
         tuned = planner.tuned() if mine else {}
         for comparison in mine:
-            one, other = pairs_of(planner, comparison, tuned)
-            entry = (planner, comparison, one, _values(one, p), _values(other, p))
+            arms = (comparison.challenger, comparison.baseline)
+            records = pairs_of(planner, arms, comparison.looks[-1], tuned)
+            one, other = (_values(side, p) for side in records)
+            seeds = tuple(r.seed for r in records[0])
+            entry = (p, comparison, seeds, paired(one, other, p.metric.mode), one, other)
             found.setdefault(comparison.family, []).append(entry)
     done = []
     for entries in found.values():
-        gains = [paired(a, b, planner.protocol.metric.mode) for planner, _, _, a, b in entries]
-        looked = {
-            str(i): Looked(gain, entry[1].looks, entry[0].protocol.matters)
-            for i, (entry, gain) in enumerate(zip(entries, gains, strict=True))
-        }
-        verdicts = judge(looked)
-        for i, (planner, comparison, one, a, b) in enumerate(entries):
-            seeds = tuple(r.seed for r in one)
-            done.append(
-                Compared(
-                    planner.protocol,
-                    comparison,
-                    seeds,
-                    gains[i],
-                    np.array(a),
-                    np.array(b),
-                    verdicts[str(i)],
-                    len(entries),
-                )
-            )
+        verdicts = judge([Looked(gains, comparison.looks, p.matters) for p, comparison, _, gains, _, _ in entries])
+        done += [Compared(*entry, verdict, len(entries)) for entry, verdict in zip(entries, verdicts, strict=True)]
     return done
 
 
 def decider(protocols: Sequence[Protocol], records: Records) -> Callable[[Comparison, int], bool]:
     """Tells whether a comparison was decided after so many pairs or fewer.
 
-    Its whole family is asked, over all studies: Holm's correction depends on the others. What is decided stays decided.
+    Its whole family is judged, over all studies: Holm's correction depends on the others. A decision is never undone.
     """
     planners = [Planner(p, records, lambda *_: False) for p in protocols]
     known: dict[str, tuple[int, list[Compared]]] = {}
@@ -148,12 +127,15 @@ def decider(protocols: Sequence[Protocol], records: Records) -> Callable[[Compar
     return decided
 
 
-def interval(gains: Sequence[float] | Array, level: float = 0.95) -> tuple[float, float, float] | None:
-    """Mean of finite gains and Student's interval, for what bears no word; None with fewer than two."""
-    d = np.asarray(gains, dtype=np.float64)
+def interval(values: ArrayLike, further: float = math.inf) -> tuple[float, float, float] | None:
+    """Mean of finite values and Student's 95% interval, for what bears no word; None with fewer than two.
+
+    With `further`, it is the prediction interval of the mean of so many more values.
+    """
+    d = np.asarray(values, dtype=np.float64)
     if len(d) < 2 or not np.isfinite(d).all():
         return None
-    half = float(stats.t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    half = float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) * math.sqrt(1 / len(d) + 1 / further))
     mean = float(d.mean())
     return mean, mean - half, mean + half
 
@@ -205,8 +187,6 @@ def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
     pooled over the points that are left. A diverged run is not within anything; where all runs of a point diverged it
     is worse by more than `matters`.
     """
-    from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped,unused-ignore]
-
     different = list({tuple(p.gains): p.gains for p in points if not p.same}.values())
     if not different:
         return True, False
@@ -226,7 +206,7 @@ def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
         above, below = (float(stats.t.sf((matters + side * mean) / error, freedom)) for side in (1, -1))
         p_within.append(max(above, below))
         p_beyond.append(float(stats.t.cdf((mean + matters) / error, freedom)))
-    return max(p_within) <= ALPHA, bool(multipletests(p_beyond, ALPHA, "holm")[0].any())
+    return max(p_within) <= ALPHA, bool((holm(p_beyond) <= ALPHA).any())
 
 
 def judge_grid(
@@ -249,7 +229,7 @@ def grid(planner: Planner, tuned: Mapping[str, Tuned]) -> tuple[list[Point], Gri
     for run in stage.runs:
         s = dict(run.settings)
         cells.setdefault((run.arm, s["trainer.precision"], s["optimizer.eps"], s["value"]), []).append(run)
-    values: dict[tuple[str, str, float, float], list[float]] = {}
+    values: dict[tuple[str, str, float, float], Array] = {}
     done = 0
     for key, runs in cells.items():
         found = [r for run in runs if (r := planner.result(run)) is not None]
@@ -337,16 +317,13 @@ def context(planner: Planner, tuned: Mapping[str, Tuned]) -> list[Context]:
         if arm not in tuned:
             continue
         runs = planner.evaluation(arm, tuned[arm], planner.context_pairs, "")
-        mine = {r.seed: r for run in runs if (r := planner.result(run)) is not None}
+        mine = [r for run in runs if (r := planner.result(run)) is not None]
         gains = {}
-        for main in p.bowl.arms:
-            if main in tuned:
-                theirs = {run.seed: planner.result(run) for run in planner.evaluation(main, tuned[main], len(runs), "")}
-                both = [(mine[seed], other) for seed, other in theirs.items() if seed in mine and other is not None]
-                a, b = (_values([pair[i] for pair in both], p) for i in (0, 1))
-                gains[main] = paired(a, b, p.metric.mode)
+        for main in (name for name in p.bowl.arms if name in tuned):
+            one, other = (_values(side, p) for side in pairs_of(planner, (arm, main), len(runs), tuned))
+            gains[main] = paired(one, other, p.metric.mode)
         if mine:
-            found.append(Context(p, arm, np.array(_values(list(mine.values()), p)), gains))
+            found.append(Context(p, arm, _values(mine, p), gains))
     return found
 
 
@@ -354,11 +331,12 @@ def context(planner: Planner, tuned: Mapping[str, Tuned]) -> list[Context]:
 
 
 class Study:
-    """All declared studies on the records of some folders. What is asked for is computed once."""
+    """The declared studies, or those of `protocols`, on the records of some folders. Every answer is computed once."""
 
-    def __init__(self, roots: Sequence[Path], folder: Path | None = None) -> None:
-        declared = names(folder) if folder else names()
-        self.protocols = [protocol(name, folder) if folder else protocol(name) for name in declared]
+    def __init__(
+        self, roots: Sequence[Path], folder: Path = FOLDER, protocols: Sequence[Protocol] | None = None
+    ) -> None:
+        self.protocols = [protocol(name, folder) for name in names(folder)] if protocols is None else list(protocols)
         self.records = Records(roots)
         decided = decider(self.protocols, self.records)
         self.planners = {p.name: Planner(p, self.records, decided) for p in self.protocols}

@@ -10,7 +10,7 @@ of their graphs).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,13 +65,11 @@ class Verdict:
         decided: pairs at the look from which on the word has not been "undecided", the whole family being looked at in
             step; None if it still is.
         next_look: the pairs it takes to go on; None if it is decided or was looked at for the last time.
-        p_superior, p_equivalent: sequential p's; `*_holm` after Holm's correction. 1 before the first look.
+        p_superior, p_equivalent: sequential p's after Holm's correction; 1 before the first look.
         mean: of the differences; infinite where runs of one arm diverged, None where runs of both did, or no pairs.
         sd: their standard deviation (ddof=1); None without a mean that is finite.
         interval: repeated confidence interval of the mean at 1 - alpha (Jennison and Turnbull 1989): true at all looks
             together, so also at the one where a comparison stopped; None without sd.
-        family_interval: the same at 1 - alpha / (comparisons of the family): true for all of them together
-            (Bonferroni's, wider than Holm's words need).
         diverged: pairs in which only the challenger, only the baseline, both diverged.
     """
 
@@ -80,23 +78,20 @@ class Verdict:
     decided: int | None
     next_look: int | None
     p_superior: float
-    p_superior_holm: float
     p_equivalent: float
-    p_equivalent_holm: float
     mean: float | None
     sd: float | None
     interval: tuple[float, float] | None
-    family_interval: tuple[float, float] | None
     diverged: tuple[int, int, int]
 
 
-def judge(family: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[str, Verdict]:
-    """The verdicts of a family's comparisons, from all looks that have their pairs.
+def judge(family: Sequence[Comparison], alpha: float = ALPHA) -> list[Verdict]:
+    """The verdicts of a family's comparisons, in their order, from all looks that have their pairs.
 
     Raises:
         ValueError: see `evidence`.
     """
-    found = [evidence(c.differences, c.looks, c.matters) for c in family.values()]
+    found = [evidence(c.differences, c.looks, c.matters) for c in family]
     most = max((e.superior.size for e in found), default=0)
 
     def after(k: int) -> Evidence:  # (m,): every comparison at its look k, or the last one it has
@@ -105,9 +100,9 @@ def judge(family: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[str, V
 
     history = [words(*after(k), alpha) for k in range(most + 1)]
     now = after(most)
-    adjusted = holm(now.superior), holm(now.equivalent)
-    verdicts = {}
-    for i, (name, c) in enumerate(family.items()):
+    superior, equivalent = holm(now.superior), holm(now.equivalent)
+    verdicts = []
+    for i, c in enumerate(family):
         taken = found[i].superior.size
         pairs = c.looks[taken - 1] if taken else 0
         said = [str(h[i]) for h in history]
@@ -120,19 +115,17 @@ def judge(family: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[str, V
         lost = int(np.isneginf(d).sum()), int(np.isposinf(d).sum()), int(np.isnan(d).sum())
         with np.errstate(invalid="ignore"):
             mean = float(d.mean()) if pairs else np.nan
-        verdicts[name] = Verdict(
+        verdict = Verdict(
             word=said[most],  # type: ignore[arg-type]
             pairs=pairs,
             decided=c.looks[min(since, taken) - 1] if decided else None,
             next_look=c.looks[taken] if not decided and taken < len(c.looks) else None,
-            p_superior=float(now.superior[i]),
-            p_superior_holm=float(adjusted[0][i]),
-            p_equivalent=float(now.equivalent[i]),
-            p_equivalent_holm=float(adjusted[1][i]),
+            p_superior=float(superior[i]),
+            p_equivalent=float(equivalent[i]),
             mean=None if np.isnan(mean) else mean,
             sd=float(d.std(ddof=1)) if finite else None,
             interval=repeated_interval(d, c.looks, alpha) if finite else None,
-            family_interval=repeated_interval(d, c.looks, alpha / len(family)) if finite else None,
             diverged=lost,
         )
+        verdicts.append(verdict)
     return verdicts

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.analysis.bowls import Bowl
 from experiments.analysis.comparisons import Compared, Ladder, Point
 from experiments.analysis.frame import curve
-from experiments.analysis.tuning import ArmBowl
 from experiments.analysis.verdicts import word
 from experiments.core.catalogue import Arm, Metric, arm, in_order, task, where
 from experiments.core.protocol import Protocol
@@ -141,16 +141,14 @@ def short(p: Protocol) -> str:
     return f"{place}, {p.variant}" if p.variant == "gaussian" else place
 
 
-Panel = tuple[str, Mapping[str, ArmBowl], Metric, float]  # title, bowls, metric, what matters
-
-
-def bowls(panels: Sequence[Panel]) -> Figure | None:
-    """What each learning rate gave: mean and range over the tuning seeds. None without data."""
+def bowls(panels: Sequence[tuple[Protocol, Mapping[str, Bowl]]]) -> Figure | None:
+    """What each learning rate gave, a panel a study: mean and range over the tuning seeds. None without data."""
     panels = [panel for panel in panels if panel[1]]
     if not panels:
         return None
     figure, axes = canvas(2.9, columns=len(panels))
-    for ax, (title, found, metric, matters) in zip(axes[0], panels, strict=True):
+    for ax, (p, found) in zip(axes[0], panels, strict=True):
+        metric = task(p.task).metric(p.tuning.name)
         scale = 100 if metric.percent else 1
         lowest: list[float] = []
         for name in in_order(found):
@@ -160,16 +158,16 @@ def bowls(panels: Sequence[Panel]) -> Figure | None:
             ax.plot(x, values.mean(axis=1), label=a.label, **_sign(a))
             ax.vlines(x, values.min(axis=1), values.max(axis=1), color=a.colour, alpha=0.45, linewidth=2.5)
             lowest += values.mean(axis=1).tolist()
-            edge = scale * ((bowl.found.best or 0.0) + matters * (1 if metric.mode == "min" else -1))
+            edge = scale * (bowl.best + p.matters * (1 if metric.mode == "min" else -1))
             ax.plot([x[0], x[-1]], [edge, edge], color=a.colour, linewidth=0.7, alpha=0.7)
         plain_log(ax, [float(r) for bowl in found.values() for r in bowl.rates])
         # Cliffs would flatten the bowls: what is far above the best is cut off.
         ends = sorted(lowest) if metric.mode == "min" else sorted(lowest, reverse=True)
         middle, best = ends[min(len(ends) - 1, math.ceil(0.75 * len(ends)))], ends[0]
-        span = max(abs(middle - best), 4 * scale * matters)
+        span = max(abs(middle - best), 4 * scale * p.matters)
         side = 1 if metric.mode == "min" else -1
         ax.set_ylim(*sorted((best - side * 0.1 * span, best + side * 1.35 * span)))
-        ax.set_title(title)
+        ax.set_title(where(p.task, p.variant))
         ax.set_xlabel("learning rate")
         ax.set_ylabel(metric.title)
         ax.legend()
@@ -316,10 +314,3 @@ def theory(content: Mapping[str, Any]) -> Figure:
     axes[1][0].set_ylabel("correlation of logarithms")
     axes[0][0].legend(title="solid: Adam's v / empirical FIM\ndotted: empirical / true FIM")
     return figure
-
-
-def panel(
-    p: Protocol, found: Mapping[str, ArmBowl], metric: Metric
-) -> tuple[str, Mapping[str, ArmBowl], Metric, float]:
-    """One study's part of `bowls`."""
-    return where(p.task, p.variant), found, metric, p.matters

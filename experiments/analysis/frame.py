@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+import pandas as pd
 
 from experiments.core.catalogue import TASKS, Metric
 from experiments.core.plan import Stage
@@ -24,21 +23,11 @@ SETTINGS = {
 }
 
 
-def planned(stages: Iterable[Stage]) -> dict[Path, Run]:
-    """The planned runs by the path of their record; of several stages the first one's."""
-    found: dict[Path, Run] = {}
-    for run in (run for stage in stages for run in stage.runs):
-        found.setdefault(run.record, run)
-    return found
-
-
-def part(run: Run) -> str:
-    """What a planned run is for: `tune`, `epsilon` (claim C4) or `eval`."""
-    return "tune" if run.purpose == "tune" else "epsilon" if run.choices else run.purpose
-
-
 def row(record: Record, run: Run | None = None) -> dict[str, Any]:
-    """One run. `protocol` is "" where no study planned it; a diverged run's metrics are infinitely bad."""
+    """One run. `protocol` is "" where no study planned it; a diverged run's metrics are infinitely bad.
+
+    `part` says what a planned run is for: `tune`, `epsilon` (claim C4) or `eval`.
+    """
     metrics = TASKS[record.task].metrics if record.task in TASKS else {}
     values: dict[str, float] = {}
     for key, value in record.metrics.items():
@@ -47,7 +36,7 @@ def row(record: Record, run: Run | None = None) -> dict[str, Any]:
         values[key] = worst if bad or value is None else float(value)
     return {
         "protocol": run.protocol if run else "",
-        "part": part(run) if run else record.purpose,
+        "part": "epsilon" if run and run.choices else record.purpose,
         **{k: getattr(record, k) for k in ("task", "scale", "variant", "arm", "trial", "purpose", "seed", "steps")},
         **{name: record.setting(key) for name, key in SETTINGS.items()},
         "diverged": record.diverged,
@@ -68,11 +57,11 @@ COLUMNS = (
 
 
 def tidy(records: Records, stages: Sequence[Stage]) -> pd.DataFrame:
-    """All records of their folders, those of planned runs named by their protocol and part.
+    """All records of their folders. Records of planned runs name their protocol and part.
 
-    A record that stands where a planned run's should and was made with other settings is nobody's.
+    A record in the place of a planned run, but made with other settings, names no protocol.
     """
-    runs = planned(stages)
+    runs = {run.record: run for stage in reversed(stages) for run in stage.runs}  # of several stages the first one's
     rows = []
     for record in records.all():
         run = runs.get(record.relative)

@@ -1,20 +1,20 @@
 """Comparisons that are looked at several times: is one arm better than another, or are they equivalent?
 
-A comparison is a row of paired differences, challenger minus baseline, turned so that positive is better for the
-challenger. It is looked at after `looks` pairs, e.g. (12, 20, 40), and asked two things each time:
+A comparison is a row of paired differences between a challenger and a baseline; positive is better for the challenger.
+It is looked at after `looks` pairs, e.g. (12, 20, 40). Each look asks two questions:
 
 - superiority: is the mean difference other than 0 (two-sided), and in which direction;
 - equivalence: is it between -matters and +matters (two one-sided tests, TOST; Schuirmann 1987).
 
 More looks give chance more occasions. So the level is spent over the looks by the O'Brien-Fleming type function of Lan
-and DeMets (1983): little at first, most at the last. Boundaries are those of a normal process; as nominal significance
-levels they are held against Student's t tests (the significance level approach of Jennison and Turnbull 2000). This
-errs by little: of normal differences, 5% becomes 5.0 to 5.2% (looks at 12, 20, 40 and at 12, 20), with heavy tails it
-becomes less. Skewed differences are another matter, as for every t test of few pairs.
+and DeMets (1983): little at first, most at the last. The boundaries are computed for a normal process and applied to
+Student's t tests as nominal significance levels (the significance level approach of Jennison and Turnbull 2000). The
+error is small: with normal differences, 5% becomes 5.0 to 5.2% (looks at 12, 20, 40 and at 12, 20); with heavy tails it
+becomes less. Skewed differences are a problem, as for every t test of few pairs.
 
 A test's sequential p is the smallest level at which it would have crossed its boundary at some look so far (Liu and
 Anderson 2008). It falls or stays from look to look. Under the null it is at most u with probability at most u, whenever
-one stops and why. Families of comparisons, words and verdicts: families.py. Planning: power.py.
+one stops and why. Families of comparisons, words and verdicts: families.py.
 
 Diverged runs are infinitely bad: a difference of inf (the baseline diverged), -inf (the challenger) or nan (both). A
 mean says nothing then, so as long as one is among the pairs looked at:
@@ -34,9 +34,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import CubicSpline  # type: ignore[import-untyped,unused-ignore]
-from scipy.special import ndtr, ndtri, stdtr, stdtrit  # type: ignore[import-untyped,unused-ignore]
-from scipy.stats import rankdata  # type: ignore[import-untyped,unused-ignore]
+from scipy.interpolate import CubicSpline
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.stats import rankdata
 
 Array = NDArray[np.float64]
 Looks = tuple[int, ...]
@@ -148,7 +148,7 @@ def sequential_p(p: ArrayLike, looks: Sequence[int]) -> Array:
 # --- tests
 
 
-def paired(challenger: Sequence[float], baseline: Sequence[float], mode: Literal["min", "max"]) -> Array:
+def paired(challenger: ArrayLike, baseline: ArrayLike, mode: Literal["min", "max"]) -> Array:
     """(n,) differences of values in the same order of seeds; positive where the challenger is better.
 
     Args:

@@ -1,4 +1,4 @@
-"""What stands on which page. A page is described once, as sections of blocks, and written as Markdown and as HTML."""
+"""The pages and what they hold. A page is described once, as sections of blocks, and written as Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis import figures, plain, samples, tables, tuning, verdicts
+from experiments.analysis import bowls, figures, plain, samples, tables, verdicts
 from experiments.analysis.comparisons import Study
 from experiments.analysis.paper import PAPER, load_paper
 from experiments.analysis.table import Cell, Table
+from experiments.core import plan
 from experiments.core.catalogue import TASKS, arm, task, where
 from experiments.core.errors import AnalysisError
 from experiments.core.protocol import Protocol
@@ -149,19 +150,12 @@ class Pages:
         self.knows = verdicts.load_theory(self.fisher / "knows.json", "experiments.theory.knows", "sections")
         self.paper = load_paper(results / PAPER.name)
         self.findings = verdicts.findings(study, self.claims, (self.knows or {}).get("claims", {}))
-        self.bowls = {p.name: tuning.bowls(study.table, p) for p in study.protocols}
+        self.bowls = {p.name: bowls.bowls(study.table, p) for p in study.protocols}
 
     def progress(self, p: Protocol) -> str:
         """How much of a study has been run."""
-        seen: set[Path] = set()
-        done = due = 0
-        stages = self.study.stages[p.name]
-        for run in itertools.chain.from_iterable(stage.runs for stage in stages):
-            if run.record not in seen:
-                seen.add(run.record)
-                there = self.study.records.of(run) is not None
-                done, due = done + there, due + (not there)
-        later = sum(stage.later for stage in stages)
+        parts = list(plan.done(self.study.stages[p.name], self.study.records))
+        done, due, later = (sum(counted) for counted in zip(*((len(r), n, m) for _, r, n, m in parts), strict=True))
         if not due and not later:
             return f"All {done} planned runs have been published."
         rest = f"{due} are due" + (f", at most {later} more may follow from what they give" if later else "")
@@ -173,7 +167,7 @@ class Pages:
         for c in verdicts.main_comparisons(self.study):
             p = c.protocol
             if p.task == name:
-                words = [verdicts.sentence(c), tuning.tuning_sentence(self.bowls[p.name], p)]
+                words = [verdicts.sentence(c), verdicts.tuning_sentence(self.bowls[p.name], p)]
                 if any(q.size is not None and q.task == name for q in self.study.protocols) and not p.variant:
                     words.append(verdicts.size_sentence(self.study.ladder))
                 if p.context is not None:
@@ -184,13 +178,11 @@ class Pages:
     def bowl_figure(self) -> Figure | None:
         """The bowls of the main comparison of each task."""
         mains = [p for name in TASKS for p in self.study.of_task(name)[:1]]
-        return figures.bowls([figures.panel(p, self.bowls[p.name], task(p.task).metric(p.tuning.name)) for p in mains])
+        return figures.bowls([(p, self.bowls[p.name]) for p in mains])
 
     def first(self) -> list[Block]:
         """The answer, its two pictures and the short table."""
-        lines = [
-            f"- **{place}.** {' '.join(words)}" for name in TASKS for place, words in self.answer(name)
-        ]  # fmt: skip
+        lines = [f"- **{place}.** {' '.join(words)}" for name in TASKS for place, words in self.answer(name)]
         lines.append(f"- **Should I use it?** {self.advice()}")
         return ["\n".join(lines), *self.pictures(), tables.headline(self.study)]
 
@@ -223,8 +215,7 @@ class Pages:
         found.append(Section(f"{name}-comparisons", "Comparisons", tuple(compared)))
         tuned: list[Block] = []
         for p in protocols:
-            metric = task(p.task).metric(p.tuning.name)
-            panel = figures.bowls([figures.panel(p, self.bowls[p.name], metric)])
+            panel = figures.bowls([(p, self.bowls[p.name])])
             tuned += drawing(f"{p.name}-bowls", f"Learning rates: {where(p.task, p.variant)}", panel)
             tuned += [tables.bowls(self.bowls[p.name], p)]
             tuned += folded(f"Every rate tried: {where(p.task, p.variant)}", tables.rates(study, p))
@@ -249,26 +240,21 @@ class Pages:
                 says = "Gain at each epsilon and scale of the gradients, against the arm's own reference"
                 blocks += drawing(f"{p.name}-epsilon", says, figures.grid(points, metric, p.matters))
                 blocks += folded("Every point of the grid", tables.grid(self.study, p.name))
-        return (
-            Section(f"{name}-epsilon", "Epsilon and the scale of the gradients (C4)", tuple(blocks)) if blocks else None
-        )
+        title = "Epsilon and the scale of the gradients (C4)"
+        return Section(f"{name}-epsilon", title, tuple(blocks)) if blocks else None
 
     def _sizes(self, name: str) -> Section | None:
         found = self.study.ladder
         if found is None or found.sizes[0][1].protocol.task != name:
             return None
         says = "FAdam's gain against the number of parameters"
-        blocks = [
-            verdicts.size_sentence(found),
-            *drawing("sizes", says, figures.ladder(found)),
-            tables.ladder(self.study),
-        ]
+        blocks = [verdicts.size_sentence(found), *drawing("sizes", says, figures.ladder(found)), tables.ladder(found)]
         return Section(f"{name}-sizes", "Does the gain grow with size?", tuple(blocks))
 
     def _context(self, protocols: Sequence[Protocol]) -> Section | None:
         with_context = [p for p in protocols if p.context is not None]
         blocks = tuple(tables.context(self.study, p) for p in with_context)
-        return Section(f"{protocols[0].task}-context", "What does better than both?", blocks) if blocks else None
+        return Section(f"{protocols[0].task}-context", "Does another optimizer beat both?", blocks) if blocks else None
 
     def _measures(self, name: str, protocols: Sequence[Protocol]) -> list[Block]:
         study, entry = self.study, task(name)
@@ -314,8 +300,7 @@ class Pages:
         ]
         return [
             "The split test-human holds recordings of a person; the models heard synthetic voices alone. Its word "
-            "error "
-            f"rate in percent says that they do not carry over, and is no result: {', '.join(parts)}."
+            f"error rate, in percent, is no result; it shows that the models do not carry over: {', '.join(parts)}."
         ]
 
     def verdict_sections(self) -> list[Section]:
@@ -327,10 +312,8 @@ class Pages:
         says = "Gains of every declared comparison with their intervals, in units of what would matter"
         words = (
             "better and worse: the difference is real, at 5% for the family of comparisons. equivalent: shown to be "
-            "smaller "
-            "than what matters; it may be real all the same. undecided after n pairs: neither could be shown. The "
-            "rules "
-            "stand in docs/study.md."
+            "smaller than what matters; it may be real all the same. undecided after n pairs: neither could be shown. "
+            "The rules stand in docs/study.md."
         )
         return [
             Section("claims", "The paper's claims", (tables.claims(self.findings), words)),
@@ -347,8 +330,7 @@ class Pages:
         text = (
             f"A network of one hidden layer (parameters: {parameters}) on {settings['samples']} samples from a known "
             f"distribution, trained with Adam, beta2 {settings['betas'][1]:g}. FAdam's f_t is Adam's bias-corrected "
-            "second "
-            f"moment up to {self.theory['rounding']:.0e} relative."
+            f"second moment up to {self.theory['rounding']:.0e} relative."
         )
         figure = figures.theory(self.theory)
         cases = tables.theory(self.theory, figures.THEORY_TITLES)

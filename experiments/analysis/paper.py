@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 
@@ -13,6 +14,7 @@ from experiments.core.catalogue import TASKS
 from experiments.core.errors import AnalysisError
 
 PAPER = Path("results/paper.yaml")
+Entry = TypeVar("Entry")
 # Whose number it is: FAdam's, Adam's, or not said.
 OPTIMIZERS = {"fadam": "FAdam", "adam": "Adam, another paper's model", "": "not said"}
 
@@ -45,28 +47,47 @@ class Paper:
         return [r for r in self.references if r.task == task]
 
 
+def read_yaml(path: Path) -> Any:
+    """What a file of results/ holds.
+
+    Raises:
+        AnalysisError: the file is missing or no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise AnalysisError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def entries(path: Path, name: str, kind: Callable[..., Entry], nodes: Iterable[Mapping[str, Any]]) -> list[Entry]:
+    """The nodes below a key of a file as objects.
+
+    Raises:
+        AnalysisError: a node has other keys; names it.
+    """
+    found = []
+    for i, node in enumerate(nodes):
+        try:
+            found.append(kind(**node))
+        except TypeError as error:
+            raise AnalysisError(f"{path}: {name}[{i}]: {error}") from None
+    return found
+
+
 def load_paper(path: Path = PAPER) -> Paper:
     """Read and check the file.
 
     Raises:
         AnalysisError: the file is missing or an entry of it is not as it must be; names both.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise AnalysisError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"schema", "paper", "marks", "references"}:
         raise AnalysisError(f"{path} must have exactly the keys schema, paper, marks and references")
-    references = []
-    for i, node in enumerate(content["references"]):
-        try:
-            found = Reference(**node)
-        except TypeError as error:
-            raise AnalysisError(f"{path}: references[{i}]: {error}") from None
+    references = entries(path, "references", Reference, content["references"])
+    for i, found in enumerate(references):
         for key, allowed in (("mark", content["marks"]), ("task", TASKS), ("optimizer", OPTIMIZERS)):
             if getattr(found, key) not in allowed:
                 raise AnalysisError(f"{path}: references[{i}]: {key} must be one of {', '.join(map(repr, allowed))}")
         if not all(isinstance(v, int | float) and math.isfinite(v) for v in found.values.values()):
             raise AnalysisError(f"{path}: references[{i}]: values must be finite numbers by metric")
-        references.append(found)
     return Paper(content["paper"]["title"], content["paper"]["source"], content["marks"], tuple(references))

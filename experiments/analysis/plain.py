@@ -1,19 +1,20 @@
-"""Runs that no study declared: a person's own, those of other scales, and the pilot's. They bear no word."""
+"""Runs that no study declared: a person's own, runs at other scales, and the pilot. No word rests on them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+import pandas as pd
 from numpy.typing import NDArray
 
 from experiments.analysis.looks import paired
-from experiments.core.catalogue import SCALES, TASKS, Mode
+from experiments.core.catalogue import TASKS, Mode
+from experiments.core.plan import undeclared
 from experiments.core.protocol import Protocol
-from experiments.core.records import Record, config_family, differing
+from experiments.core.records import Record, config_family, differing, select
 
 Array = NDArray[np.float64]
 CHALLENGER, BASELINE = "fadam", "adamw_clip"
@@ -32,24 +33,28 @@ class Plain:
     gains: Array
 
 
-def one_kind(records: Sequence[Record]) -> list[Record]:
-    """The largest set of records that may stand in one table, by data, configuration and each arm's settings."""
+def kinds(records: Iterable[Record], settings: bool = True) -> list[list[Record]]:
+    """The records by what may stand in one table: data, configuration and, if asked, each arm's settings."""
     groups: list[list[Record]] = []
     for record in records:
         for group in groups:
-            first = group[0]
             mine = next((r for r in group if r.arm == record.arm), record)
-            same_arm = dict(mine.optimizer) == dict(record.optimizer)
-            if first.fingerprint == record.fingerprint and same_arm and not differing(first, record):
+            same = not settings or dict(mine.optimizer) == dict(record.optimizer)
+            if same and group[0].fingerprint == record.fingerprint and not differing(group[0], record):
                 group.append(record)
                 break
         else:
             groups.append([record])
-    return max(groups, key=len, default=[])
+    return groups
+
+
+def one_kind(records: Iterable[Record]) -> list[Record]:
+    """The largest set of records that may stand in one table."""
+    return max(kinds(records), key=len, default=[])
 
 
 def metric_of(task: str, records: Sequence[Record], protocols: Sequence[Protocol]) -> tuple[str, Mode]:
-    """What runs of a task are compared by: the metric of the study of their task and variant, else the headline's."""
+    """The metric that compares runs of a task: that of the study of their task and variant, else the headline's."""
     variant = records[0].variant if records else ""
     for p in protocols:
         if (p.task, p.variant) == (task, variant):
@@ -69,21 +74,16 @@ def pairs(
     return seeds, np.array(one), np.array(other), paired(one, other, mode)
 
 
-def plain_pairs(table: pd.DataFrame, protocols: Sequence[Protocol]) -> list[Plain]:
+def plain_pairs(records: Iterable[Record], protocols: Sequence[Protocol]) -> list[Plain]:
     """The comparisons of scales, tasks and variants that no study declares."""
-    declared = {(p.task, p.scale, p.variant) for p in protocols}
-    rows = table[(table["protocol"] == "") & (table["purpose"] == "eval") & (table["trial"] == "main")]
+    mine = [r for r in undeclared(records, protocols) if r.task in TASKS and r.arm in (CHALLENGER, BASELINE)]
     found = []
-    for (task, scale, variant), group in rows.groupby(["task", "scale", "variant"]):
-        if (task, scale, variant) in declared or task not in TASKS or not SCALES[str(scale)].shown:
-            continue
-        records = one_kind([r for r in group["record"] if r.arm in (CHALLENGER, BASELINE)])
-        if not records:
-            continue
-        key, mode = metric_of(str(task), records, protocols)
-        seeds, one, other, gains = pairs(records, key, mode)
+    for task, scale, variant in sorted({(r.task, r.scale, r.variant) for r in mine}):
+        kept = one_kind(select(mine, task=task, scale=scale, variant=variant))
+        key, mode = metric_of(task, kept, protocols)
+        seeds, one, other, gains = pairs(kept, key, mode)
         if seeds:
-            found.append(Plain(str(task), str(scale), str(variant), key, one, other, gains))
+            found.append(Plain(task, scale, variant, key, one, other, gains))
     return found
 
 
@@ -95,7 +95,6 @@ class Pilot:
         label: the settings in which it differs from the task's other groups.
         values: of the metric, by arm.
         sd: of the paired differences of FAdam and AdamW + clip; None with fewer than two pairs.
-        product: sd squared times the minutes of a pair.
     """
 
     task: str
@@ -106,7 +105,6 @@ class Pilot:
     minutes: float
     pairs: int
     sd: float | None
-    product: float | None
 
 
 def pilots(table: pd.DataFrame, protocols: Sequence[Protocol]) -> list[Pilot]:
@@ -114,11 +112,7 @@ def pilots(table: pd.DataFrame, protocols: Sequence[Protocol]) -> list[Pilot]:
     rows = table[table["purpose"] == "pilot"]
     found = []
     for (task, variant), of_task in rows.groupby(["task", "variant"]):
-        groups: list[list[Record]] = []
-        for record in of_task["record"]:
-            same = (g for g in groups if g[0].fingerprint == record.fingerprint and not differing(g[0], record))
-            mine = next(same, None)
-            groups.append([record]) if mine is None else mine.append(record)
+        groups = kinds(of_task["record"], settings=False)
         shared = _differing_keys([g[0] for g in groups])
         for group in groups:
             key, mode = metric_of(str(task), group, protocols)
@@ -133,8 +127,7 @@ def pilots(table: pd.DataFrame, protocols: Sequence[Protocol]) -> list[Pilot]:
             values: dict[str, tuple[float, ...]] = {}
             for r in group:
                 values[r.arm] = (*values.get(r.arm, ()), r.value(key, mode))
-            product = None if sd is None else sd**2 * 2 * minutes
-            found.append(Pilot(str(task), str(variant), key, label, values, minutes, len(seeds), sd, product))
+            found.append(Pilot(str(task), str(variant), key, label, values, minutes, len(seeds), sd))
     return found
 
 

@@ -112,7 +112,7 @@ def _pipe(cells: Sequence[str]) -> str:
 
 
 def fill(text: str, width: int, indent: str = "", later: str | None = None) -> list[str]:
-    """Lines of at most `width` characters, broken between words alone."""
+    """Lines of at most `width` characters, broken only between words."""
     return textwrap.wrap(
         text, max(width, 20), initial_indent=indent, subsequent_indent=indent if later is None else later,
         break_long_words=False, break_on_hyphens=False,

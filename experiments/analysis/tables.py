@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+import pandas as pd
+from numpy.typing import ArrayLike
 
-from experiments.analysis.comparisons import Compared, Study, interval
+from experiments.analysis.bowls import Bowl
+from experiments.analysis.comparisons import Compared, Ladder, Study, interval
 from experiments.analysis.frame import metric_keys
 from experiments.analysis.paper import OPTIMIZERS, Paper
 from experiments.analysis.plain import Pilot, plain_pairs
 from experiments.analysis.table import Cell, Table, word
-from experiments.analysis.tuning import ArmBowl
-from experiments.analysis.verdicts import Finding, amount, main_comparisons, times
+from experiments.analysis.verdicts import Finding, amount, main_comparisons
 from experiments.analysis.verdicts import word as verdict_word
 from experiments.core.catalogue import Metric, arm, in_order, signed, task, variant, where
 from experiments.core.protocol import Protocol, rate
@@ -28,7 +29,7 @@ def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]]
     return Table(caption, tuple(header), cells, tuple(note for note in notes if note) if cells else (NOTHING,))
 
 
-def mean_sd(metric: Metric, values: Sequence[float] | np.ndarray[Any, Any], count: bool = True) -> str:
+def mean_sd(metric: Metric, values: ArrayLike, count: bool = True) -> str:
     """Mean ± standard deviation over runs, and their number; diverged runs are counted, not averaged."""
     found = np.asarray(values, dtype=np.float64)
     found = found[~np.isnan(found)]
@@ -48,9 +49,20 @@ def gain_text(c: Compared) -> str:
     v = c.verdict
     if v.mean is None or not v.pairs:
         return "–"
-    metric = signed(c.metric, v.mean)
-    text = metric.number(v.mean, signed=True)
-    return f"{text} [{times(metric, *v.interval).replace(' to ', ', ')}]" if v.interval else text
+    return with_interval(c.metric, v.mean, v.interval)
+
+
+def with_interval(metric: Metric, mean: float, ends: tuple[float, float] | None) -> str:
+    """A mean gain, and its interval in brackets."""
+    metric = signed(metric, mean)
+    text = metric.number(mean, signed=True)
+    return text if ends is None else f"{text} [{', '.join(metric.number(end, signed=True) for end in ends)}]"
+
+
+def t_interval(metric: Metric, gains: ArrayLike) -> str:
+    """Mean of gains that bear no word, with Student's interval."""
+    found = interval(gains)
+    return "–" if found is None else with_interval(metric, found[0], found[1:])
 
 
 def _found(c: Compared) -> str:
@@ -59,9 +71,8 @@ def _found(c: Compared) -> str:
 
 
 GAIN = (
-    "A gain is positive where the arm named first is better. Its interval holds at all looks together (95%). "
-    "“Detectable” is "
-    "the difference that the last look finds with a chance of 90%."
+    "A gain is positive where the arm named first is better. Its 95% interval holds over all looks together. "
+    "“Detectable” is the true difference that the last look finds with a chance of 90%."
 )
 
 
@@ -103,8 +114,8 @@ def comparisons(study: Study, p: Protocol) -> Table:
         rows.append(
             [
                 f"{c.comparison.id}: {arm(c.comparison.challenger).label} against {arm(c.comparison.baseline).label}",
-                gain_text(c), word(verdict_word(c)), f"{v.pairs} of {c.planned}",
-                f"{v.p_superior_holm:.2g}" if v.pairs else "–", f"{v.p_equivalent_holm:.2g}" if v.pairs else "–",
+                gain_text(c), word(verdict_word(c)), f"{v.pairs} of {c.comparison.looks[-1]}",
+                f"{v.p_superior:.2g}" if v.pairs else "–", f"{v.p_equivalent:.2g}" if v.pairs else "–",
                 _found(c), str(c.pairs_needed() or "–"),
             ]
         )  # fmt: skip
@@ -115,8 +126,7 @@ def comparisons(study: Study, p: Protocol) -> Table:
     )  # fmt: skip
     note = (
         f"Measured by {metric.label}; {amount(metric, p.matters)} would matter. The p's are corrected for looking "
-        "several "
-        "times and for the family (Holm)."
+        "several times and for the family (Holm)."
     )
     return _table(f"Comparisons: {where(p.task, p.variant)}", header, rows, note, GAIN)
 
@@ -138,36 +148,33 @@ def means(study: Study, p: Protocol) -> Table:
     body = []
     for metric in task(p.task).recorded(metric_keys(rows)):
         if not hidden(rows, metric):
-            by_arm = [rows.loc[rows["arm"] == name, metric.key].to_numpy(dtype=float) for name in arms]
+            by_arm = [rows.loc[rows["arm"] == name, metric.key] for name in arms]
             body.append([metric.title, *(mean_sd(metric, values) for values in by_arm)])
     header = ("measure", *(arm(name, arms).label for name in arms))
     return _table(f"Every measure: {where(p.task, p.variant)}", header, body, "Mean ± standard deviation over n seeds.")
 
 
-def bowls(found: Mapping[str, ArmBowl], p: Protocol) -> Table:
+def bowls(found: Mapping[str, Bowl], p: Protocol) -> Table:
     """What the learning rates gave for each main arm: how good at its best, and how easy to tune."""
     metric = task(p.task).metric(p.tuning.name)
 
-    def text(value: float | None, ends: tuple[float, float] | None) -> str:
-        around = "" if ends is None else f" [{metric.number(ends[0])}, {metric.number(ends[1])}]"
-        return "–" if value is None else metric.number(value) + around
+    def text(value: float, ends: tuple[float, float] | None) -> str:
+        return metric.number(value) + ("" if ends is None else f" [{metric.number(ends[0])}, {metric.number(ends[1])}]")
 
     rows = []
-    for name, made in found.items():
-        b = made.found
+    for name, b in found.items():
         ends = "" if b.width_interval is None else f" [{b.width_interval[0]:.1f}, {b.width_interval[1]:.1f}]"
         rows.append(
             [
-                arm(name).label, f"{b.rates[b.lowest or 0]:g}", text(b.best, b.best_interval),
+                arm(name).label, f"{b.rates[b.lowest]:g}", text(b.best, b.best_interval),
                 f"{'≥ ' if b.open else ''}{b.width:.1f}{ends}", text(b.sensitivity, b.sensitivity_interval),
-                f"{len(b.rates)} of {max(made.planned, len(b.rates))}",
+                f"{len(b.rates)} of {max(p.bowl.last - p.bowl.first + 1, len(b.rates))}",
             ]
         )  # fmt: skip
     note = (
         f"By {metric.label} on the tuning seeds. Width: the factor between the learning rates within "
         f"{amount(metric, p.matters)} of the best. Sensitivity: the mean excess over all rates. In brackets 95% "
-        "intervals "
-        "over seeds."
+        "intervals over seeds."
     )
     header = ("arm", "best rate", "best value", "width (factor)", "sensitivity", "rates run")
     return _table(f"Learning rates: {where(p.task, p.variant)}", header, rows, note)
@@ -187,20 +194,14 @@ def rates(study: Study, p: Protocol) -> Table:
         for decay in sorted(mine["weight_decay"].unique()):
             cells = []
             for lr in steps:
-                values = mine.loc[(mine["lr"] == lr) & (mine["weight_decay"] == decay), metric.key].to_numpy(
-                    dtype=float
-                )
-                text = "" if not len(values) else mean_sd(metric, values, False).split(" ±")[0]
+                values = mine.loc[(mine["lr"] == lr) & (mine["weight_decay"] == decay), metric.key]
+                text = "" if values.empty else mean_sd(metric, values, False).split(" ±")[0]
                 mine_is = name in chosen and (rate(chosen[name].step), chosen[name].weight_decay) == (lr, decay)
                 cells.append(Cell(text, kind="good" if mine_is else ""))
             body.append([arm(name, rows["arm"]).label, f"{decay:g}", *cells])
     note = f"{metric.title}, mean over the tuning seeds. Marked: the chosen settings."
-    return _table(
-        f"Every rate tried: {where(p.task, p.variant)}",
-        ("arm", "weight decay", *(f"{lr:g}" for lr in steps)),
-        body,
-        note,
-    )
+    header = ("arm", "weight decay", *(f"{lr:g}" for lr in steps))
+    return _table(f"Every rate tried: {where(p.task, p.variant)}", header, body, note)
 
 
 def grid(study: Study, name: str) -> Table:
@@ -225,18 +226,13 @@ def grid(study: Study, name: str) -> Table:
     return _table(f"Epsilon and the scale of the gradients: {where(p.task, p.variant)}", header, rows, note)
 
 
-def ladder(study: Study) -> Table:
+def ladder(found: Ladder) -> Table:
     """The gain at each size of language model."""
     rows = []
-    for size, c in study.ladder.sizes if study.ladder else ():
-        metric = c.metric
+    for size, c in found.sizes:
         n = c.verdict.pairs
-        rows.append(
-            [
-                f"{size:g} M", mean_sd(metric, c.baseline[:n], False), mean_sd(metric, c.challenger[:n], False),
-                gain_text(c), f"{n} of {c.planned}",
-            ]
-        )  # fmt: skip
+        values = (mean_sd(c.metric, side[:n], False) for side in (c.baseline, c.challenger))
+        rows.append([f"{size:g} M", *values, gain_text(c), f"{n} of {c.comparison.looks[-1]}"])
     header = ("parameters", arm("adamw_clip").label, arm("fadam").label, "gain [interval]", "pairs")
     return _table("Language models of four sizes", header, rows, "Test bits per byte ↓. No word rests on one size.")
 
@@ -247,21 +243,13 @@ def context(study: Study, p: Protocol) -> Table:
     mains = list(dict.fromkeys(name for c in mine for name in c.gains))
     rows = []
     for c in mine:
-        cells = []
-        for name in mains:
-            found = interval(c.gains.get(name, np.empty(0)))
-            cells.append("–" if found is None else _interval(c.metric, *found))
+        cells = [t_interval(c.metric, c.gains.get(name, ())) for name in mains]
         rows.append([arm(c.arm).label, mean_sd(c.metric, c.values), *cells])
     header = ("optimizer", task(p.task).metric(p.metric.name).title, *(f"gain over {arm(n).label}" for n in mains))
     return _table(
         "Other optimizers, tuned alike with fewer seeds", header, rows,
         "95% t intervals of paired gains. They are part of no verdict.",
     )  # fmt: skip
-
-
-def _interval(metric: Metric, mean: float, low: float, high: float) -> str:
-    metric = signed(metric, mean)
-    return f"{metric.number(mean, signed=True)} [{metric.number(low, signed=True)}, {metric.number(high, signed=True)}]"
 
 
 def costs(study: Study, p: Protocol) -> Table:
@@ -292,16 +280,13 @@ def paper(study: Study, book: Paper, name: str) -> Table:
         for arm_name in ("adamw_clip", "fadam"):
             mine = evaluated[evaluated["arm"] == arm_name]
             if len(mine):
-                values = [
-                    mean_sd(entry.metric(k), mine[k].to_numpy(dtype=float), False) if k in mine else "–" for k in keys
-                ]
+                values = [mean_sd(entry.metric(k), mine[k], False) if k in mine else "–" for k in keys]
                 rows.append(["here", arm(arm_name).label, *values, f"{len(mine)} seeds; {entry.caveat}"])
     marks = "; ".join(f"[{mark}] {words}" for mark, words in book.marks.items())
     note = f"The paper's own Adam is not known to us. {marks}."
     labels = [entry.metric(k).label if k in entry.metrics else k for k in keys]
-    return _table(
-        f"Reported by others: {entry.title}", ("system", "optimizer", *labels, "setting and source"), rows, note
-    )
+    header = ("system", "optimizer", *labels, "setting and source")
+    return _table(f"Reported by others: {entry.title}", header, rows, note)
 
 
 def pilot(found: Sequence[Pilot]) -> Table:
@@ -311,7 +296,7 @@ def pilot(found: Sequence[Pilot]) -> Table:
         metric = task(q.task).metric(q.metric)
         arms = "; ".join(f"{arm(name).label} {mean_sd(metric, values)}" for name, values in q.values.items())
         sd = "–" if q.sd is None else metric.number(q.sd)
-        product = "–" if q.product is None else f"{q.product:.3g}"
+        product = "–" if q.sd is None else f"{q.sd**2 * 2 * q.minutes:.3g}"
         rows.append([task(q.task).title, q.label, arms, f"{q.minutes:.1f}", str(q.pairs or "–"), sd, product])
     header = ("task", "settings", "arms", "minutes a run", "pairs", "sd of a pair", "variance x minutes")
     note = (
@@ -327,16 +312,12 @@ THEORY_PAIRS = {
 }
 THEORY_WORDS = (
     "The empirical FIM is the mean squared gradient of one sample. The square of a batch's mean gradient is not: "
-    "where the "
-    "mean is small against the noise, it is the empirical FIM divided by the batch size. That is one factor for all "
-    "parameters, so it changes the size of the metric and not its shape, and the correlation stays high. Early on and "
-    "with "
-    "large batches the mean counts, and the shape differs too.",
+    "where the mean is small against the noise, it is the empirical FIM divided by the batch size. That is one factor "
+    "for all parameters, so it changes the size of the metric and not its shape, and the correlation stays high. Early "
+    "on and with large batches the mean counts, and the shape differs too.",
     "The empirical FIM is the true one where the model's distribution fits the data. The categorical likelihood gets "
-    "there "
-    "by itself. Under a Gaussian the two differ by the squared size of the residuals over sigma squared: they agree "
-    "only "
-    "late, and only if sigma is that of the noise.",
+    "there by itself. Under a Gaussian the two differ by the squared size of the residuals over sigma squared: they "
+    "agree only late, and only if sigma is that of the noise.",
 )
 
 
@@ -356,18 +337,15 @@ def theory(content: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
 
 
 def plain(study: Study, name: str) -> Table:
-    """Comparisons that no study declared, such as those of another scale."""
+    """Comparisons that no study declared, such as runs at another scale."""
     rows = []
-    for q in plain_pairs(study.table, study.protocols):
+    for q in plain_pairs(study.records.all(), study.protocols):
         if q.task != name:
             continue
         metric = task(q.task).metric(q.metric)
-        found = interval(q.gains)
-        gain = "–" if found is None else _interval(metric, *found)
         place = ", ".join(part for part in (q.scale, variant(q.variant) if q.variant else "") if part)
-        rows.append(
-            [place, metric.title, mean_sd(metric, q.baseline), mean_sd(metric, q.challenger), gain, str(len(q.gains))]
-        )
+        values = (mean_sd(metric, q.baseline), mean_sd(metric, q.challenger), t_interval(metric, q.gains))
+        rows.append([place, metric.title, *values, str(len(q.gains))])
     header = ("scale", "measure", arm("adamw_clip").label, arm("fadam").label, "gain [95% t interval]", "pairs")
     note = "Made outside the study, by `make reproduce-...`: no word rests on these."
     return _table(f"Other scales: {task(name).title}", header, rows, note)

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
 
+from experiments.analysis.bowls import Array, Bowl, jackknife, width
 from experiments.analysis.comparisons import Compared, Context, GridVerdict, Ladder, Study, interval
+from experiments.analysis.paper import entries, read_yaml
 from experiments.core.catalogue import Metric, arm, signed, task, variant, where
 from experiments.core.errors import AnalysisError
+from experiments.core.protocol import Protocol
 
 CLAIMS = Path("results/claims.yaml")
 MARKS = "ALPW"
@@ -27,8 +30,12 @@ TESTS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper. `reads`: what a word means for it. `effect`: the mark of the change's effect, if "
-    "another."""
+    """A claim of the paper.
+
+    Attributes:
+        reads: what a word means for it.
+        effect: the mark of the change's effect, if it is another.
+    """
 
     id: str
     says: str
@@ -51,18 +58,11 @@ def load_claims(path: Path = CLAIMS) -> list[Claim]:
     Raises:
         AnalysisError: the file is missing or an entry is not as it must be; names both.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise AnalysisError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or content.get("schema") != 2 or not isinstance(content.get("claims"), list):
         raise AnalysisError(f"{path} must have schema 2 and a list of claims")
-    found = []
-    for i, entry in enumerate(content["claims"]):
-        try:
-            claim = Claim(**entry)
-        except TypeError as error:
-            raise AnalysisError(f"{path}: claims[{i}]: {error}") from None
+    found = entries(path, "claims", Claim, content["claims"])
+    for i, claim in enumerate(found):
         texts = (claim.id, claim.says, claim.source, claim.tested)
         if not all(isinstance(text, str) and text for text in texts):
             raise AnalysisError(f"{path}: claims[{i}]: id, says, source and tested must be texts")
@@ -70,7 +70,6 @@ def load_claims(path: Path = CLAIMS) -> list[Claim]:
             raise AnalysisError(f"{path}: {claim.id}: a mark must be one of {', '.join(MARKS)}")
         if claim.test not in TESTS or set(claim.reads) != TESTS[claim.test]:
             raise AnalysisError(f"{path}: {claim.id}: test {claim.test!r} does not fit the words of reads")
-        found.append(claim)
     return found
 
 
@@ -130,10 +129,8 @@ def sentence(c: Compared) -> str:
     names = (c.comparison.challenger, c.comparison.baseline)
     labels = [arm(name).phrase for name in names]
     if not v.pairs:
-        first = c.comparison.looks[0]
-        there = (
-            f"{len(c.seeds)} of the {first} pairs of the first look are there" if c.seeds else "no pair has been run"
-        )
+        some = f"{len(c.seeds)} of the {c.comparison.looks[0]} pairs of the first look are there"
+        there = some if c.seeds else "no pair has been run"
         return f"{labels[0]} against {labels[1]}: {there}, so nothing is said yet."
     matters = amount(metric, c.protocol.matters)
     if v.sd is None or v.mean is None:
@@ -177,12 +174,10 @@ def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
     parts = []
     for name, point in verdict.worst.items():
         gain = float(point.gains.mean())
-        at = (
-            f"at epsilon {point.eps:g}, gradients times {point.scale:.2g}, {point.precision.removesuffix('-true')} bits"
-        )
-        lost = (
-            "diverges" if math.isinf(gain) else f"loses at most {metric.amount.format(metric.number(max(0.0, -gain)))}"
-        )
+        bits = point.precision.removesuffix("-true")
+        at = f"at epsilon {point.eps:g}, gradients times {point.scale:.2g}, {bits} bits"
+        most = metric.amount.format(metric.number(max(0.0, -gain)))
+        lost = "diverges" if math.isinf(gain) else f"loses at most {most}"
         count = verdict.distinct[name]
         shown = "" if name not in verdict.within else (
             ", shown to be within what matters everywhere" if verdict.within[name]
@@ -246,6 +241,42 @@ def main_comparisons(study: Study) -> list[Compared]:
     ]  # fmt: skip
 
 
+def tuning_sentence(found: Mapping[str, Bowl], p: Protocol) -> str:
+    """Which of FAdam and AdamW with clipping is easier to tune: the wider bowl, where an interval says so."""
+    if not {"fadam", "adamw_clip"} <= set(found):
+        return "Which is easier to tune? Not known yet: the learning rates have not been run."
+    one, other = found["fadam"], found["adamw_clip"]
+    planned = p.bowl.last - p.bowl.first + 1
+    if (run := min(len(one.rates), len(other.rates))) < planned:
+        return f"Which is easier to tune? Not known yet: {run} of {planned} learning rates have been run for both."
+    metric = task(p.task).metric(p.tuning.name)
+    matters = amount(metric, p.matters)
+
+    def factor(b: Bowl) -> str:
+        return f"{'at least ' if b.open else ''}{b.width:.1f}"
+
+    says = "Neither is shown to be easier to tune"
+    shared = sorted(set(one.rates) & set(other.rates))
+    if len(shared) >= 3:
+
+        def log_width(values: Array) -> float:
+            return math.log(width(shared, values, p.tuning.mode, p.matters)) if _trains(values) else math.nan
+
+        tables = [b.values[np.isin(b.rates, shared)] for b in (one, other)]
+        ends = jackknife(lambda a, b: log_width(a) - log_width(b), *tables)
+        if ends is not None and (ends[0] > 0 or ends[1] < 0):
+            says = f"FAdam is {'easier' if ends[0] > 0 else 'harder'} to tune"
+    return (
+        f"{says}: FAdam stays within {matters} of its best over a factor of {factor(one)} of learning rates, "
+        f"{arm('adamw_clip').phrase} over {factor(other)}."
+    )
+
+
+def _trains(values: Array) -> bool:
+    """Whether at some rate no seed diverged."""
+    return bool(np.isfinite(values).all(axis=1).any())
+
+
 def advice(found: Sequence[Compared]) -> str:
     """Whether a person should use FAdam, from the main comparisons alone."""
     said = {
@@ -270,7 +301,7 @@ def size_sentence(ladder: Ladder | None) -> str:
         return ""
     sizes = " to ".join(f"{size:g}" for size in (ladder.sizes[0][0], ladder.sizes[-1][0]))
     if ladder.slope is None:
-        return f"Does the gain grow with size? Not known yet: models of {sizes} million parameters wait to be run."
+        return f"Does the gain grow with size? Not known yet: models of {sizes} million parameters have not been run."
     compared = ladder.sizes[0][1]
     slope, low, high = ladder.slope
     metric = signed(compared.metric, slope)
@@ -278,8 +309,7 @@ def size_sentence(ladder: Ladder | None) -> str:
     return (
         f"Over language models of {sizes} million parameters FAdam's gain {grows} with size: "
         f"{metric.number(slope, signed=True)} bits per byte for ten times the parameters (95% interval "
-        f"{times(metric, low, high)}, "
-        f"{ladder.pairs} seeds)."
+        f"{times(metric, low, high)}, {ladder.pairs} seeds)."
     )
 
 
@@ -295,7 +325,7 @@ def context_sentence(contexts: Sequence[Context]) -> str:
             least = min(g[0] for g in gains if g is not None)
             better.append(f"{arm(c.arm).phrase} ({c.metric.amount.format(c.metric.number(least))} better or more)")
     if not seen:
-        return "What does better than both? Not known yet: the other optimizers wait to be run."
+        return "Does another optimizer beat both? Not known yet: the others have not been run."
     if not better:
         return f"None of {', '.join(seen)} does better than every main arm (5 pairs each, 95% intervals, no verdict)."
     return f"Better than every main arm, on the same seeds: {'; '.join(better)} (95% intervals, no verdict)."
@@ -320,7 +350,7 @@ def as_json(found: Sequence[Finding]) -> str:
                 "metric": c.metric.key, "matters": c.protocol.matters, "looks": list(c.comparison.looks),
                 "pairs": v.pairs, "gain": number(v.mean), "sd": number(v.sd),
                 "interval": None if v.interval is None else [number(x) for x in v.interval],
-                "p_superior": number(v.p_superior_holm), "p_equivalent": number(v.p_equivalent_holm),
+                "p_superior": number(v.p_superior), "p_equivalent": number(v.p_equivalent),
                 "diverged": list(v.diverged), "detectable": number(c.detectable()), "pairs_needed": c.pairs_needed(),
             }  # fmt: skip
         entries.append(entry)

@@ -118,7 +118,7 @@ def pack(order: Sequence[int], seconds: Sequence[float], budget: float, max_utte
 def bucketed_batches(
     seconds: Sequence[float], budget: float, max_utterances: int, seed: int, epoch: int, jitter: float = 0.1
 ) -> list[list[int]]:
-    """All utterances once, in batches of like duration, in random order: a function of its arguments alone.
+    """All utterances once, in batches of like duration, in random order: a function of nothing but its arguments.
 
     Durations are scaled by a random 1 ± `jitter` before they are sorted, so that batches differ from epoch to epoch.
     """

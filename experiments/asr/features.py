@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torchaudio.transforms import FrequencyMasking, MelSpectrogram, TimeMasking
 
-from experiments.asr.librispeech import SAMPLE_RATE, Split, Utterance, checksum, read_audio, write_atomic
+from experiments.asr.librispeech import SAMPLE_RATE, Split, Utterance, checksum, read_audio
 from experiments.core.errors import ConfigError, DataError
+from experiments.core.files import write_whole
 
 HOP = 160  # samples, 10 ms
 _WINDOW = 400  # samples, 25 ms
@@ -190,7 +191,7 @@ def estimate_normalisation(
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 1e-4))
     result = Normalisation(mean.tolist(), std.tolist())
     try:
-        write_atomic(file, json.dumps(asdict(result)).encode())
+        write_whole(file, json.dumps(asdict(result)))
     except OSError as error:
         raise DataError(f"{file} cannot be written ({error}): name another folder with data.cache_dir") from error
     return result

@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -30,6 +29,7 @@ from filelock import FileLock
 
 from experiments.asr.text import normalise, outside_alphabet
 from experiments.core.errors import DataError
+from experiments.core.files import write_whole
 
 SAMPLE_RATE = 16_000
 _VERSION = 2  # of the cached manifest
@@ -115,20 +115,6 @@ def combined_fingerprint(splits: Iterable[Split]) -> str:
     return checksum(sorted(f"{split.name}\t{split.fingerprint}" for split in splits))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
 def split_folder(root: Path, split: str) -> Path | None:
     """Where a split lies, if anywhere: under `root`, or under `root/LibriSpeech`, where torchaudio unpacks it."""
     return next((f for f in (root / split, root / "LibriSpeech" / split) if f.is_dir()), None)
@@ -160,7 +146,7 @@ def read_split(root: str | Path, split: str, cache_dir: str | Path | None = None
     if folder is None:
         present = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         hint = ""
-        if _LIBRISPEECH_TRAINING(split):  # its other splits are called as those of synthesised speech
+        if _LIBRISPEECH_TRAINING(split):  # its other splits are named as in synthesised speech
             hint = "; data.download=true fetches it, or name your copy's folder with data.root"
         raise DataError(f"{root} has no split {split!r}; there is: {', '.join(present) or 'nothing'}{hint}")
 
@@ -178,7 +164,7 @@ def read_split(root: str | Path, split: str, cache_dir: str | Path | None = None
         "utterances": [asdict(u) for u in result.utterances],
     }
     try:
-        write_atomic(cache, json.dumps(document).encode())
+        write_whole(cache, json.dumps(document))
     except OSError as error:
         raise DataError(
             f"{cache.parent} cannot be written ({error}): name another folder with data.cache_dir"

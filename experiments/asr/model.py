@@ -36,7 +36,8 @@ class Subsampling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.conv(features.unsqueeze(1))  # (B, T, F) -> (B, C, T/4, F/4)
-        return self.project(x.transpose(1, 2).flatten(2))  # (B, T/4, D)
+        projected: Tensor = self.project(x.transpose(1, 2).flatten(2))  # (B, T/4, D)
+        return projected
 
 
 class FrameNorm(nn.LayerNorm):
@@ -49,7 +50,7 @@ class FrameNorm(nn.LayerNorm):
 class PaddedGLU(nn.GLU):
     """A gated linear unit over the channels of (B, 2 D, T) whose output is 0 where `padding` (B, T) is true.
 
-    The depthwise convolution behind it then sees of a padded utterance what it sees of the utterance alone.
+    The depthwise convolution behind it then sees the same of an utterance with and without padding.
     """
 
     padding: Tensor

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from experiments.asr.data import SpeechBatch
 from experiments.asr.features import frame_count
-from experiments.asr.librispeech import SAMPLE_RATE, write_atomic
+from experiments.asr.librispeech import SAMPLE_RATE
 from experiments.asr.scores import Scored, SplitScores, table
 from experiments.asr.text import Tokenizer
 from experiments.core.callbacks import everyones
 from experiments.core.errors import ConfigError
+from experiments.core.files import write_whole
 from experiments.core.module import TaskModule
 
 SAMPLES = 10
@@ -67,6 +68,12 @@ class SpeechModule(TaskModule):
             if name not in self.scores:
                 self.scores[name] = SplitScores().to(self.device)
 
+    def counters(self, split: str) -> SplitScores:
+        """What counts the errors of a split."""
+        found = self.scores[split]
+        assert isinstance(found, SplitScores)
+        return found
+
     def losses(self, batch: SpeechBatch, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each utterance's loss per symbol (B,), log-probabilities (B, T', V) and their lengths (B,)."""
         log_probs, lengths = self.model(features, batch.feature_lengths)
@@ -95,7 +102,7 @@ class SpeechModule(TaskModule):
         for name, reference, hypothesis, loss in zip(batch.ids, batch.texts, hypotheses, losses.tolist(), strict=True):
             kept.append({"split": split, "id": name, "reference": reference, "hypothesis": hypothesis})
             scored.append(Scored.of(split, name, hypothesis, reference, loss))
-        self.scores[split].update(scored)
+        self.counters(split).update(scored)
         self.scored += scored
 
     def forget_evaluation(self) -> None:
@@ -104,8 +111,8 @@ class SpeechModule(TaskModule):
 
     def report_splits(self, splits: list[str]) -> None:
         for split in splits:
-            self.report({f"{split}/{k}": v for k, v in self.scores[split].compute().items()})
-            self.scores[split].reset()
+            self.report({f"{split}/{k}": v for k, v in self.counters(split).compute().items()})
+            self.counters(split).reset()
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluate(self.data.val_names[dataloader_idx], batch)
@@ -133,7 +140,7 @@ class SpeechModule(TaskModule):
         frames = frame_count(int(data.max_seconds * SAMPLE_RATE))
         utterances = min(data.max_utterances, int(data.batch_seconds // data.max_seconds))
         features = torch.zeros(utterances, frames, data.n_mels)
-        log_probs, _ = self.model(features, torch.full((utterances,), frames))  # (B, T', V)
+        log_probs: Tensor = self.model(features, torch.full((utterances,), frames))[0]  # (B, T', V)
         return log_probs.mean()
 
     def samples(self) -> list[dict[str, Any]]:
@@ -148,5 +155,5 @@ class SpeechModule(TaskModule):
         text = table(s for scored in everyones(self.scored) for s in scored)
         if self.trainer.is_global_zero:
             Path(stem).mkdir(parents=True, exist_ok=True)
-            write_atomic(Path(stem) / UTTERANCES, text.encode())
+            write_whole(Path(stem) / UTTERANCES, text)
         return []

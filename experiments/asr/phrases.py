@@ -58,7 +58,7 @@ def choose_phrases(
     seed: int = 0,
     folder: Path | None = None,
 ) -> list[str]:
-    """All different phrases, in a shuffled order that depends on the seed alone.
+    """All different phrases, in a shuffled order that depends only on the seed.
 
     A phrase is a run of `min_words` to `max_words` words inside one clause, all of them in the vocabulary.
 

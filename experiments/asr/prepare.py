@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments.asr import human
-from experiments.asr.librispeech import combined_fingerprint, describe, read_split, write_atomic
+from experiments.asr.librispeech import combined_fingerprint, describe, read_split
 from experiments.asr.phrases import choose_phrases
 from experiments.asr.synthesis import CLEAN_VOICES, ENVIRONMENT, OTHER_VOICES, Line, Made, Voice, write_shard
 from experiments.core.errors import ConfigError, DataError
+from experiments.core.files import write_whole
 
 DESCRIPTION = "dataset.json"
 OPTIONS = {
@@ -221,7 +222,7 @@ def document_version(document: dict[str, Any] | None) -> int | None:
 
 
 def write_description(root: Path, document: dict[str, Any]) -> None:
-    write_atomic(root / DESCRIPTION, (json.dumps(document, indent=2) + "\n").encode())
+    write_whole(root / DESCRIPTION, json.dumps(document, indent=2) + "\n")
 
 
 def synthesise(out: Path, settings: Settings, jobs: int, console: Console) -> dict[str, Any]:
@@ -283,7 +284,7 @@ def prepare(
     force: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """The data set at `out`: made if it is not there, left alone if it is there and whole.
+    """The data set at `out`: made if it is not there, kept if it is there and whole.
 
     Returns:
         The description that lies in `out/dataset.json`.

@@ -65,7 +65,7 @@ class SplitScores(Metric):
     """WER, CER and mean CTC loss of one split, over all processes.
 
     WER and CER are errors over the length of all references, the loss is the mean over utterances. All are sums of
-    what each utterance has alone, in double precision: how the utterances were batched plays no part.
+    single utterances' values in double precision: how the utterances were batched does not matter.
     """
 
     full_state_update = False

@@ -20,10 +20,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-import fadam
 from experiments.core.checks import NON_FINITE
 from experiments.core.errors import ConfigError, DivergedError
 from experiments.core.module import TaskModule
+from fadam.clipping import clipped_twice
+from fadam.lightning import FAdamMonitor
 
 
 def is_evaluation(name: str) -> bool:
@@ -142,10 +143,9 @@ class History(Callback):
         entry |= {name: value.item() for name, value in trainer.callback_metrics.items() if is_evaluation(name)}
         for option, metric in self.watched.items():
             if metric not in entry:
-                raise ConfigError(
-                    f"{option} must be one of {', '.join(sorted(entry.keys() - {'step'}))}, which evaluations report, "
-                    f"got {metric!r}"
-                )
+                reported = ", ".join(sorted(entry.keys() - {"step"}))
+                allowed = f"one of {reported}, which evaluations report" if reported else "reported by evaluations"
+                raise ConfigError(f"{option} must be {allowed}, got {metric!r}")
         if self._loss_sum is not None:
             entry["train/loss"] = trainer.strategy.reduce(self._loss_sum).item() / self._loss_count
             self.diverged = self.diverged or not math.isfinite(entry["train/loss"])
@@ -177,7 +177,7 @@ class GradientScale(Callback):
 
 
 class NonFiniteGradients(Callback):
-    """What happens at a step whose gradients are not all finite, before they are scaled, clipped or used.
+    """Handles a step whose gradients are not all finite, before they are scaled, clipped or used.
 
     Args:
         policy: "keep" leaves them to the optimizer, at no cost. "error" ends the run, naming a parameter; "skip" leaves
@@ -201,15 +201,15 @@ class NonFiniteGradients(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self.policy == "keep":
             return
-        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
-        grads = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for _, p in named]
+        named = [(name, p, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
+        grads = [grad.to_local() if isinstance(grad, DTensor) else grad for _, _, grad in named]
         # One synchronisation: a maximum of magnitudes is finite where all of them are.
         norms = torch._foreach_norm([g for g in grads if g.numel()], ord=math.inf) if grads else ()
         bad = bool(norms) and not bool(torch.stack([n.float() for n in norms]).isfinite().all())
         if not trainer.strategy.reduce_boolean_decision(bad, all=False):
             return
         if self.policy == "error":
-            for (name, _), grad in zip(named, grads, strict=True):
+            for (name, _, _), grad in zip(named, grads, strict=True):
                 count = int((~grad.isfinite()).sum())
                 if count:
                     raise DivergedError(
@@ -218,7 +218,7 @@ class NonFiniteGradients(Callback):
                     )
             raise DivergedError(f"a gradient is not finite at step {trainer.global_step + 1}, in another process")
         self.skipped += 1
-        for _, parameter in named:
+        for _, parameter, _ in named:
             parameter.grad = None  # no optimizer steps a parameter without one
 
 
@@ -308,25 +308,28 @@ class RandomState(Callback):
                 torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
-class FisherMonitor(Callback):
-    """Logs what FAdam is about to do: update RMS, tensors clipped, the epsilon in force, quantiles of the FIM.
+class ClippedTwice(Callback):
+    """Says in one line where the trainer clips what FAdam clips anyway, and keeps the line for the record."""
 
-    Nothing is logged for other optimizers. See `fadam.diagnose`; it synchronises the device, so not at every step.
-    """
+    def __init__(self, label: str) -> None:
+        self.label, self.said = label, ""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.said = clipped_twice(trainer.optimizers[0], trainer.gradient_clip_val, "trainer.gradient_clip_val")
+        if self.said and trainer.is_global_zero:
+            print(f"{self.label}: {self.said}", flush=True)
+
+
+class FisherMonitor(FAdamMonitor):
+    """Logs what FAdam is about to do, see `fadam.diagnose`. Of clipping `ClippedTwice` tells."""
 
     def __init__(self, every_n_steps: int = 50) -> None:
         if every_n_steps < 1:
             raise ConfigError(f"callbacks.fisher.every_n_steps must be at least 1, got {every_n_steps}")
-        self.every_n_steps = every_n_steps
+        super().__init__(every_n_steps)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step % self.every_n_steps or not trainer.loggers:
-            return
-        inner = getattr(optimizer, "optimizer", optimizer)
-        if isinstance(inner, fadam.FAdam):
-            found = {f"fadam/{name}": value for name, value in fadam.diagnose(inner).items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(found, step=trainer.global_step)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass
 
 
 def _clock(seconds: float) -> str:

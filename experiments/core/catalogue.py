@@ -1,4 +1,4 @@
-"""What each arm, metric, task and scale is called and how it is shown. A new one is entered here, and only here.
+"""The names and looks of all arms, metrics, tasks and scales. A new one is entered here, and only here.
 
 An arm that has no entry gets its own name and a colour that no other arm has. A metric that has no entry stands at the
 end of its table under its key. A scale that has no entry is refused before training. Imports no torch.
@@ -103,6 +103,9 @@ ARMS = _arms(
     ("schedule_free", "Schedule-free AdamW", "schedule-free AdamW", "#708a2e", "-", "h"),
     ("soap", "SOAP", "SOAP", "#c04fc0", "--", "d"),
     ("ademamix", "AdEMAMix", "AdEMAMix", "#d0524f", "-.", "p"),
+    ("mars", "MARS", "MARS", "#b5542d", "--", "H"),
+    ("prodigy", "Prodigy", "Prodigy", "#6a8f3c", ":", "d"),
+    ("adam_atan2", "Adam-atan2", "Adam-atan2", "#8a6a3b", "-.", "8"),
 )
 _FREE = ("#5b8c85", "#c48a3a", "#8a6d9f", "#5d9e57", "#c26b8f", "#4f8fc0", "#a07a5a", "#7f8f3f")
 
@@ -136,7 +139,7 @@ class Metric:
     """One measured quantity, by its key in the run record.
 
     Attributes:
-        mode: which direction is better; None where neither is (or nobody said).
+        mode: which direction is better; None where neither is, or it is not known.
         digits: behind the point, as shown.
         percent: whether the recorded fraction is shown times 100.
         amount: of a difference in a sentence, `{}` being the number: "{} bits per byte".

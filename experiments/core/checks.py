@@ -1,4 +1,4 @@
-"""What is refused before anything is built. Imports no torch, so that a sweep can look at all its runs at its start."""
+"""Refuses bad options before anything is built. Imports no torch, so that a sweep can check its runs at its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What might have been meant, where the command line names a key that the config does not have."""
+"""Composing the configs, and what might have been meant where the command line names a key that they do not have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.core import resolvers as resolvers
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def composed(*words: str, hydra: bool = False) -> DictConfig:
+    """The config of a run, from the words of its command line; `hydra`: with Hydra's own part."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=list(words), return_hydra_config=hydra)
 
 
 def _first_choice(value: str) -> str:
@@ -25,10 +34,8 @@ def unknown_keys(words: Sequence[str]) -> Iterator[str]:
     pairs = [word.partition("=")[::2] for word in words if "=" in word and word[0].isalpha()]
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
     chosen = [f"{key}={_first_choice(value)}" for key, value in pairs if key in groups or key == "hydra.searchpath"]
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("train", overrides=chosen)
+        cfg = composed(*chosen)
     except Exception:
         return  # a choice itself is wrong, and Hydra has listed the choices
     for key, _ in pairs:

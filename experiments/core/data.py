@@ -1,12 +1,16 @@
-"""What all data modules share: training batches are a pure function of the step, so that runs resume exactly."""
+"""The base of all data modules: training batches are a pure function of the step, so that runs resume exactly."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from experiments.core.errors import ConfigError, DataError
@@ -108,3 +112,27 @@ class ResumableDataModule(LightningDataModule):
     def problems(self) -> dict[str, int]:
         """Number of bad items left out, by kind."""
         return {}
+
+
+def checksum(parts: Any) -> str:
+    """A checksum of tensors, arrays, texts and numbers in sequences and mappings, "sha256:<hex>"."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, Mapping):
+            add(sorted(value.items()))
+        elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+            digest.update(b"(")
+            for part in value:
+                add(part)
+            digest.update(b")")
+        else:
+            digest.update(repr(value).encode())
+
+    add(parts)
+    return f"sha256:{digest.hexdigest()}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from experiments.core import records as rec
 from experiments.core.checkpoint import BEFORE, LAST
@@ -132,7 +132,7 @@ class RunFolder:
         Raises:
             ConfigError: somebody else is at work in it. Names who, and the keys that differ.
         """
-        if rank_zero_only.rank:
+        if getattr(rank_zero_only, "rank", 0):
             yield
             return
         self.stem.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ FLOAT = 4  # bytes of a weight, a gradient sum and, unless an option says otherw
 
 @dataclass
 class Part:
-    """A part of the model, or what is gathered while it works. All but `parameters` are those of one GPU.
+    """A part of the model, or what is gathered while it works. All numbers but `parameters` are those of one GPU.
 
     Attributes:
         parameters: of the whole model's part.
@@ -143,13 +143,17 @@ def _autocast(enabled: bool) -> Iterator[None]:
         torch.set_autocast_cache_enabled(before[2])
 
 
+def _never(_: Any) -> Tensor:
+    raise AssertionError("there is no backward pass here")
+
+
 def count_kept(module: TaskModule, names: dict[nn.Module, str], data: DictConfig, autocast: bool) -> Kept:
     """Run the forward pass of one training step. `module` lies on a fake GPU, see `count`."""
     kept = Kept({p.untyped_storage()._cdata for p in module.parameters()})
     for part, name in names.items():
         kept.watch(name, part)
     module.train()
-    with _autocast(autocast), FusedKernels(), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda _: None):
+    with _autocast(autocast), FusedKernels(), torch.autograd.graph.saved_tensors_hooks(kept.pack, _never):
         module.probe(data)
     return kept
 
@@ -257,7 +261,7 @@ def _count(
         rest.activations = kept.by_part.get("", 0)
         parts = list(found.values())
         largest = max((sum(p.numel() for p in b.parameters()) for b in blocks), default=0)
-        unit = max((sum(p.numel() for p in u.parameters()) for u in layout.units), default=0)
+        widest = max((sum(p.numel() for p in u.parameters()) for u in layout.units), default=0)
         busiest = max((kept.by_part.get(names[b], 0) for b in blocks), default=0)
         if shards > 1:
             size = 2 if gather == "bfloat16" else FLOAT
@@ -266,8 +270,8 @@ def _count(
                     "gathered at once",
                     # Two blocks, of which one is fetched ahead, or a unit; beside the rest, which stays. A gradient
                     # lies there as computed and as float32 to be summed.
-                    weights=max(2 * size * largest, FLOAT * unit) + FLOAT * rest.parameters,
-                    gradients=max((size + FLOAT) * largest, 2 * FLOAT * unit),
+                    weights=max(2 * size * largest, FLOAT * widest) + FLOAT * rest.parameters,
+                    gradients=max((size + FLOAT) * largest, 2 * FLOAT * widest),
                 )
             )
         if recompute:

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.core import catalogue
 from experiments.core.choices import CONFIGS
 from experiments.core.command import MISTAKE
 
 COST = ("Costs ", "Takes ", "Cost and results ", "Never run")
 GIVES = ("Gives ",)
 # What is shown, in the order in which a newcomer wants it.
-SCALES = ("cpu", "gpu", "paper")
+SCALES = tuple(name for name, scale in catalogue.SCALES.items() if scale.shown)
 WIDEST = 100
 # With one of these, Hydra shows something and trains nothing.
 _HYDRAS_OWN = re.compile(r"--(hydra-help|version|cfg|info|shell-completion|config-name)\b|-(c|i|sc|cn)\b")

@@ -102,3 +102,25 @@ class TaskModule(LightningModule):
     def flags(self) -> dict[str, bool]:
         """Further marks on the run record, such as a collapsed codebook."""
         return {}
+
+
+def items(batch: Any) -> int:
+    """How many items a batch holds: the length of the first tensor in it; 1 where there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((items(part) for part in parts if isinstance(part, Tensor | Mapping | list | tuple)), 1)
+
+
+def scalar(loss: Any, who: str) -> Tensor:
+    """`loss`, if it is one number with a gradient.
+
+    Raises:
+        ConfigError: it is not; names `who` gave it.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ConfigError(f"{who} must give the loss as a scalar tensor, got {got}")
+    if not loss.requires_grad:
+        raise ConfigError(f"{who} must give a loss that depends on the model's parameters; this one has no gradient")
+    return loss.reshape(())

@@ -1,13 +1,15 @@
-"""Parameter groups, made here alone so that every optimizer gets the same ones, and optimizers that need more."""
+"""Parameter groups, made only here so that every optimizer gets the same ones, and optimizers that need more."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import _default_to_fused_or_foreach
+from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
 
 from experiments.core.errors import ConfigError
 from fadam import FAdam
@@ -18,7 +20,7 @@ DECAY_CHOICES = ("all", "no_norms", "no_embeddings")
 
 
 def embedding_parameters(module: nn.Module) -> set[int]:
-    """The `id` of every parameter of an embedding, those that an output layer shares included."""
+    """The `id` of every parameter of an embedding, also of one that an output layer shares."""
     return {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
 
 
@@ -38,7 +40,8 @@ def parameter_groups(module: nn.Module, decay: Decay) -> list[dict[str, Any]]:
     if decay not in DECAY_CHOICES:
         raise ConfigError(f"module.decay must be one of {', '.join(DECAY_CHOICES)}, got {decay!r}")
     embeddings = embedding_parameters(module)
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
@@ -82,6 +85,50 @@ def muon(
             split.append({"params": others, "use_muon": False, "betas": tuple(betas), "eps": eps, **common})
     made: Optimizer = Muon(split)
     return made
+
+
+class AdamAtan2(Optimizer):
+    """AdamW whose quotient m / (sqrt(v) + eps) is 4/pi atan2(m, sqrt(v)), which needs no epsilon (arXiv:2407.05872).
+
+    An update is at most 2 lr, and lr where m = sqrt(v), as Adam's; 0 where both are 0.
+
+    Args:
+        params: parameters or groups.
+        lr, betas, weight_decay: as AdamW's.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.01
+    ) -> None:
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), got {betas}")
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                if not state:
+                    state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                state["step"] += 1
+                m, v = state["exp_avg"].lerp_(p.grad, 1 - beta1), state["exp_avg_sq"]
+                v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                one, two = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(torch.atan2(m / one, (v / two).sqrt_()), alpha=-group["lr"] * 4 / math.pi)
+        return loss
 
 
 def path_taken(optimizer: Optimizer) -> str:

@@ -1,7 +1,7 @@
 """Every run of a protocol, as far as the records so far decide it: which learning rates, which decays, how many pairs.
 
 A plan is a list of stages. The runs of a stage are known when those before it are done; until then it says what it
-waits for and how many runs it will have at most. Nothing is stored: the same records give the same plan.
+waits for and how many runs it will have at most. Nothing is stored: the same records always give the same plan.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from experiments.core.catalogue import SCALES
 from experiments.core.protocol import STEPS_PER_DECADE, Bowl, Comparison, Key, Protocol, Run, Switches, rate
 from experiments.core.records import Record, Records
 
@@ -28,9 +29,9 @@ class Stage:
     """A part of a protocol.
 
     Attributes:
-        runs: those that are known to be wanted.
-        coming: keys of those there will be more at most, once `waits` is over; stages may share them. See `Run.key`.
-        waits: for what, in words; "" where nothing more will come.
+        runs: the runs that are known to be wanted.
+        coming: keys of the runs that may follow once `waits` is over; stages may share them. See `Run.key`.
+        waits: what the stage waits for, in words; "" where nothing more will come.
         rank: stages of all protocols run in the order of their ranks.
     """
 
@@ -163,11 +164,11 @@ class Planner:
     # ---- runs that are not planned in full yet --------------------------------------------------------------------
 
     def pairs(self, arms: Sequence[str], first: int, end: int) -> tuple[Key, ...]:
-        """Those of a comparison, from one number of pairs to another."""
+        """Keys of the runs of a comparison, from one number of pairs to another."""
         return tuple((self.protocol.name, arm, seed) for arm in arms for seed in self.protocol.evaluation[first:end])
 
     def numbered(self, what: str, count: int) -> tuple[Key, ...]:
-        """Those that no other stage has."""
+        """Keys of runs that no other stage has."""
         return tuple((self.protocol.name, what, number) for number in range(count))
 
     # ---- stages --------------------------------------------------------------------------------------------------
@@ -355,6 +356,28 @@ def plan_all(planners: Sequence[Planner]) -> list[Stage]:
     """The stages of all protocols in the order in which they run."""
     found = [stage for planner in planners for stage in planner.stages()]
     return sorted(found, key=lambda stage: stage.rank)
+
+
+def done(stages: Sequence[Stage], results: Records) -> Iterator[tuple[Stage, list[Record], int, int]]:
+    """Of each stage its records, how many runs are due, and how many come later at most; a run counts once."""
+    seen: set[object] = set()
+    planned = {run.key for stage in stages for run in stage.runs}
+    for stage in stages:
+        fresh = {run.record: run for run in stage.runs if run.record not in seen}
+        coming = set(stage.coming) - planned - seen
+        seen |= {*fresh, *coming}
+        found = [record for run in fresh.values() if (record := results.of(run)) is not None]
+        yield stage, found, len(fresh) - len(found), len(coming)
+
+
+def undeclared(records: Iterable[Record], protocols: Sequence[Protocol]) -> list[Record]:
+    """Evaluation runs of scales, tasks and variants that no protocol declares, as `make reproduce-...` makes."""
+    declared = {(p.task, p.scale, p.variant) for p in protocols}
+    return [
+        r for r in records
+        if (r.purpose, r.trial) == ("eval", "main") and SCALES[r.scale].shown
+        and (r.task, r.scale, r.variant) not in declared
+    ]  # fmt: skip
 
 
 def wanted(stages: Sequence[Stage], results: Records) -> Iterator[Run]:

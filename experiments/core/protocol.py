@@ -22,7 +22,7 @@ STEPS_PER_DECADE = 5
 
 Mode = Literal["min", "max"]
 Pool = Literal["decoupled", "natural"]
-# A run that is not planned in full yet, by study, what it is of, and a number.
+# A run that is not planned in full yet: its study, what it belongs to, and a number.
 Key = tuple[str, str, int]
 
 
@@ -240,7 +240,7 @@ class Run:
         ]  # fmt: skip
 
 
-def _built(kind: Any, value: Any, where: str) -> Any:
+def built(kind: Any, value: Any, where: str) -> Any:
     """`value`, as YAML gives it, as an object of `kind`.
 
     Raises:
@@ -256,15 +256,15 @@ def _built(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} has no {', '.join(unknown)}; its keys are {', '.join(sorted(names))}")
         make: Any = kind
         try:
-            return make(**{key: _built(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+            return make(**{key: built(hints[key], item, f"{where}.{key}") for key, item in value.items()})
         except TypeError as error:
             raise ConfigError(f"{where}: {error}") from None
     if type(None) in arguments:
-        return None if value is None else _built(arguments[0], value, where)
+        return None if value is None else built(arguments[0], value, where)
     if origin is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where} must be a list, got {value!r}")
-        return tuple(_built(arguments[0], item, f"{where}[{place}]") for place, item in enumerate(value))
+        return tuple(built(arguments[0], item, f"{where}[{place}]") for place, item in enumerate(value))
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
@@ -272,7 +272,7 @@ def _built(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type(Mapping)) or origin is not None:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a mapping, got {value!r}")
-        return {str(key): _built(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): built(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
@@ -292,9 +292,20 @@ def _content(name: str, folder: Path) -> dict[str, Any]:
     return {**_content(base, folder), **content} if base else content
 
 
+def _with_context(content: dict[str, Any], path: Path) -> None:
+    """Add the optimizers that every study shows, `configs/context.yaml`, to a study's own."""
+    arms = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("arms") if path.is_file() else None
+    if arms and content.get("size") is None:
+        bowl = content["bowl"]
+        middle = (bowl["first"] + bowl["last"]) // 2
+        usual = {"first": middle - 2, "last": middle + 2, "seeds": bowl["seeds"][:2], "start": bowl["start"]}
+        own = content.get("context") or {"arms": [], **usual}
+        content["context"] = {**own, "arms": list(dict.fromkeys([*own["arms"], *arms]))}
+
+
 @functools.cache
 def protocol(name: str, folder: Path = FOLDER) -> Protocol:
-    """What `configs/study/<name>.yaml` declares.
+    """What `configs/study/<name>.yaml` declares, and the optimizers that `configs/context.yaml` adds to every study.
 
     Raises:
         ConfigError: there is no such file, or a key in it is unknown, missing or out of range.
@@ -303,11 +314,12 @@ def protocol(name: str, folder: Path = FOLDER) -> Protocol:
     seeds = content.get("evaluation")
     if isinstance(seeds, Mapping) and set(seeds) == {"first", "count"}:
         content["evaluation"] = list(range(seeds["first"], seeds["first"] + seeds["count"]))
-    found: Protocol = _built(Protocol, {"name": name, **content}, name)
+    _with_context(content, folder.parent / "context.yaml")
+    found: Protocol = built(Protocol, {"name": name, **content}, name)
     return found
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The declared studies, those that run first first."""
+    """The declared studies, in the order in which they run."""
     found = [path.stem for path in folder.glob("*.yaml")]
     return sorted(found, key=lambda name: (_content(name, folder).get("priority", 0), name))

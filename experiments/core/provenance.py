@@ -1,4 +1,4 @@
-"""What a run stands on: versions of packages, the commit of the code, the device."""
+"""Where a run comes from: versions of packages, the commit of the code, the device."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,16 +37,9 @@ DEFAULTS = {"nonfinite_gradients": "keep"}
 PURPOSES = ("eval", "tune", "pilot")
 _FILE_NAME = re.compile(r"[^.].*-s\d+\.json")
 _NUMBER = (int, float)
-# What a record cannot do without, and the type that JSON gives it.
-_REQUIRED: dict[str, Any] = {
-    "task": str, "scale": str, "arm": str, "trial": str, "purpose": str, "seed": int, "optimizer": dict, "data": dict,
-    "config_hash": str, "config": dict, "steps": int, "metrics": dict, "history": list, "diverged": bool,
-}  # fmt: skip
-_OPTIONAL: dict[str, Any] = {
-    "variant": str, "experiment_name": str, "seen": dict, "target": dict, "objective": dict, "searched": dict,
-    "wall_time_s": _NUMBER, "step_time_s": _NUMBER, "peak_memory_bytes": _NUMBER, "parameters": int, "samples": list,
-    "artifacts": list, "commit": str, "dirty": bool, "device": str, "threads": int, "finished": str, "command": str,
-    "collapsed": bool,
+# The types that JSON gives the fields of a `Record`.
+_KINDS: dict[str, Any] = {
+    "str": str, "int": int, "float": _NUMBER, "bool": bool, "Mapping": dict, "Sequence": list,
 }  # fmt: skip
 # Settings in which runs of one table may differ: who runs, where, and with which optimizer.
 _FREE_SECTIONS = frozenset(
@@ -99,11 +92,6 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits of a plain config, equal for equal configs on any machine."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def record_path(cfg: DictConfig) -> Path:
-    """`<runs>/<task>/<scale>/<arm>/[<variant>-]<trial>-s<seed>.json`, beside the run's folder of the same name."""
-    return Path(f"{cfg.paths.run_dir}.json")
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -164,7 +152,7 @@ class RecordWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run. `root / relative` is its file."""
+    """One finished run. `root / relative` is its file, the other fields its keys, needed where they have no default."""
 
     root: Path
     relative: Path
@@ -252,16 +240,16 @@ def parse_record(content: Any, root: Path, relative: Path) -> Record:
         raise ValueError(f"a record is a JSON object, this is a {type(content).__name__}")
     if content.get("schema") != SCHEMA:
         raise ValueError(f"schema {content.get('schema')!r}, this code reads {SCHEMA}")
-    fields: dict[str, Any] = {}
-    for key, kind in (_REQUIRED | _OPTIONAL).items():
-        value = content.get(key)
-        if value is None and key not in _REQUIRED:
-            continue
+    values: dict[str, Any] = {}
+    for entry in fields(Record)[2:]:
+        key, value = entry.name, content.get(entry.name)
         if value is None:
-            raise ValueError(f'key "{key}" is missing')
-        if _wrong(value, kind):
+            if entry.default is entry.default_factory is MISSING:
+                raise ValueError(f'key "{key}" is missing')
+            continue
+        if _wrong(value, _KINDS[re.split(r"\W", str(entry.type))[0]]):
             raise ValueError(f'key "{key}" has a value of type {type(value).__name__}')
-        fields[key] = value
+        values[key] = value
     if not isinstance(content["data"].get("fingerprint"), str):
         raise ValueError('key "data.fingerprint" is missing')
     for key, known in (("purpose", PURPOSES), ("scale", tuple(SCALES))):
@@ -276,7 +264,7 @@ def parse_record(content: Any, root: Path, relative: Path) -> Record:
     for name in content.get("artifacts") or ():
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".", ".."):
             raise ValueError(f"artifact {name!r} is no plain file name")
-    return Record(root=root, relative=relative, **fields)
+    return Record(root=root, relative=relative, **values)
 
 
 def read_record(root: Path, relative: Path) -> Record | None:
@@ -415,11 +403,6 @@ def check_one_kind(records: Sequence[Record], what: str) -> None:
                 f"{what} would average over two settings of the optimizer {other.arm}: {_canonical(mine.optimizer)} in "
                 f"{mine.path} and {_canonical(other.optimizer)} in {other.path}"
             )
-
-
-def load_records(root: str | Path) -> list[Record]:
-    """All usable records under `root`; an empty list if there is no such folder."""
-    return Records([Path(root)]).all()
 
 
 def select(records: Iterable[Record], **wanted: Any) -> list[Record]:

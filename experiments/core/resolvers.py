@@ -25,7 +25,7 @@ def tuned(key: str, default: Any, *, _root_: DictConfig) -> Any:
 
 
 def mode_of(launcher: str) -> str | None:
-    """Hydra's mode where the command line says none: launchers run sweeps alone, be they of one run."""
+    """Hydra's mode where the command line names none: a launcher runs only sweeps, even of a single run."""
     return "MULTIRUN" if "submitit" in launcher else None
 
 

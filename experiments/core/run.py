@@ -19,16 +19,17 @@ import lightning
 import torch
 from hydra.errors import InstantiationException
 from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import loggers as log
 from experiments.core import provenance, stopping
 from experiments.core import records as rec
 from experiments.core import resolvers as resolvers
-from experiments.core.callbacks import History, NonFiniteGradients, everyones, has_nan, is_evaluation
+from experiments.core.callbacks import ClippedTwice, History, NonFiniteGradients, everyones, has_nan, is_evaluation
 from experiments.core.checkpoint import WholeFiles
 from experiments.core.checks import check_choices
 from experiments.core.choices import CONFIGS
@@ -70,7 +71,7 @@ def build_data(cfg: DictConfig) -> ResumableDataModule:
 
 
 def build_module(cfg: DictConfig) -> TaskModule:
-    """The task's module. Initial weights depend on `seed` alone: no optimizer has a part in them."""
+    """The task's module. Initial weights depend on `seed` and on no optimizer."""
     lightning.seed_everything(int(cfg.seed), workers=True, verbose=False)
     module: TaskModule = instantiate(
         cfg.module,
@@ -98,7 +99,7 @@ def build_trainer(cfg: DictConfig, stem: Path) -> Trainer:
         _convert_="object",
     )
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    if cfg.multirun and trainer.world_size > 1 and not environment.creates_processes_externally:
+    if cfg.multirun and trainer.world_size > 1 and not getattr(environment, "creates_processes_externally", False):
         # Lightning starts the others with this process's command line, which is the sweep's.
         raise ConfigError(
             f"a sweep on one machine cannot start runs of {trainer.world_size} processes: send it to SLURM with "
@@ -144,7 +145,9 @@ def command() -> str:
     from hydra.core.hydra_config import HydraConfig
 
     if HydraConfig.initialized():
-        words = ["python", "-m", "experiments.train", *HydraConfig.get().overrides.task]
+        given = HydraConfig.get().overrides
+        # Where somebody's own task lies is no part of the task's words.
+        words = ["python", "-m", "experiments.train", *(w for w in given.hydra if "own://" in w), *given.task]
         # Where and how it was watched is no part of repeating it.
         kept = [w for w in words if not w.startswith(("paths.", "logger=", "progress=", "resume="))]
         return shlex.join(kept)
@@ -234,14 +237,14 @@ def train(cfg: DictConfig, folder: RunFolder, data: ResumableDataModule) -> dict
         rank_zero_print(f"{cfg.label}: {guess}")
     module = build_module(cfg)
     trainer = build_trainer(cfg, folder.stem)
-    trainer.callbacks.append(CarryIdentity(folder.identity))  # type: ignore[attr-defined]
+    trainer.callbacks += [CarryIdentity(folder.identity), ClippedTwice(cfg.label)]  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         folder.tidy()
         if checkpoint is None:
             folder.clear()
             OmegaConf.save(cfg, folder.stem / "config.yaml", resolve=True)
-    names = (str(cfg[name]) for name in ("task", "scale", "variant", "arm", "trial"))
-    run_id = log.run_id(*names, cfg.seed, folder.identity.digest)
+    task, scale, variant, arm, trial = (str(cfg[name]) for name in ("task", "scale", "variant", "arm", "trial"))
+    run_id = log.run_id(task, scale, variant, arm, trial, cfg.seed, folder.identity.digest)
     for logger in trainer.loggers:
         if isinstance(logger, log.OptionalWandbLogger):
             logger.identify(run_id)
@@ -271,6 +274,7 @@ def fit_and_test(
     config = dict(folder.identity.config)
     history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
     gradients = [c for c in trainer.callbacks if isinstance(c, NonFiniteGradients)]  # type: ignore[attr-defined]
+    clipping = [c for c in trainer.callbacks if isinstance(c, ClippedTwice)]  # type: ignore[attr-defined]
     history.watched = {f"{name}.metric": cfg[name].metric for name in ("objective", "target")}
     for logger in trainer.loggers:
         logger.log_hyperparams({"config": config, "data_fingerprint": data.fingerprint})
@@ -317,6 +321,7 @@ def fit_and_test(
         "diverged": history.diverged,
         "skipped_steps": sum(c.skipped for c in gradients),
         **module.flags(),
+        **({"notes": notes} if (notes := [c.said for c in clipping if c.said]) else {}),
         "problems": data.problems,
         "samples": samples,
         "artifacts": [Path(p).name for p in artifacts],

@@ -52,13 +52,13 @@ class _Averaged(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tensor: DTensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, tensor: DTensor) -> Tensor:
         ctx.mesh = tensor.device_mesh
         local = tensor.to_local()
         return local.view_as(local)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         mesh = ctx.mesh
         parts = DTensor.from_local(gradient / mesh.size(), mesh, [Partial()] * mesh.ndim, run_check=False)
         return parts.redistribute(placements=[Replicate()] * mesh.ndim)
@@ -69,7 +69,7 @@ def whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     if tensor.requires_grad and torch.is_grad_enabled():
-        averaged: Tensor = _Averaged.apply(tensor)
+        averaged: Tensor = _Averaged.apply(tensor)  # type: ignore[no-untyped-call]
         return averaged
     return tensor.to_local()
 
@@ -132,7 +132,7 @@ def shard(
 
 
 class FullySharded(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, with all processes sharing the data and what is to be sharded how.
+    """Lightning's strategy for FSDP2: all processes share the data, and the layout says what is sharded.
 
     `TaskModule.configure_model` calls `shard`. Checkpoints are single files, assembled on the first process: they load
     with `weights_only`, on any number of processes and on one device, which the sharded kind's pickled index does not.

@@ -42,7 +42,7 @@ def watch() -> None:
     global _parent
     if threading.current_thread() is not threading.main_thread():
         return
-    # What others have set, such as a job launcher, is theirs.
+    # Handlers that others have set, such as a job launcher, stay.
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
     if "SLURM_JOB_ID" in os.environ and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:

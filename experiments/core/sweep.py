@@ -66,7 +66,7 @@ def current() -> Sweep | None:
 
 
 class Watch:
-    """Says where a run stands in its sweep, at its start and at its end; nothing where it is alone."""
+    """Says at its start and end where a run stands in its sweep. A single run says nothing."""
 
     def __init__(self, label: str, number: int) -> None:
         self.label, self.sweep, self.started = label, current(), time.time()

@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
             tie_word_embeddings=tie_embeddings,
             initializer_range=init_std,
             rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-            attn_implementation=attention,
+            attn_implementation=attention,  # type: ignore[call-arg]  # PreTrainedConfig's, by keyword
             use_cache=False,
             # The defaults are token numbers of Meta's tokenizer.
             bos_token_id=None,
@@ -145,7 +145,7 @@ class LanguageModel(nn.Module):
         self.eval()
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            found = self.llama.generate(
+            found: Tensor = self.llama.generate(  # type: ignore[misc]  # transformers types its self as a protocol
                 prompt[None],
                 attention_mask=torch.ones_like(prompt[None]),
                 max_new_tokens=tokens,

@@ -204,7 +204,8 @@ class PackedFolder:
     def problems(self) -> dict[str, int]:
         """What was odd about the text, by kind."""
         empty = sum(int(counts["empty"]) for counts in self.splits.values())
-        return ({"empty-document": empty} if empty else {}) | self.meta.get("problems", {})
+        others: dict[str, int] = self.meta.get("problems", {})
+        return ({"empty-document": empty} if empty else {}) | others
 
 
 def windows(tokens: int, length: int) -> int:

@@ -93,7 +93,7 @@ class BytePairs(Tokenizer):
         number = inner.token_to_id(end)
         if number is None:
             raise ConfigError(f"the tokenizer has no end token {end!r}: name it with data.tokenizer.end")
-        # What the text spells out is text: no token but those between documents is an end token.
+        # An end token that a text spells out is text: only the tokens between documents are end tokens.
         inner.add_special_tokens([end])
         inner.encode_special_tokens = True
         inner.no_truncation()

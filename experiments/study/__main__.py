@@ -8,10 +8,11 @@
     python -m experiments.study tuned                # write what was chosen into configs/tuned
     python -m experiments.study choose llm_gpu       # choose from the runs of `make tune-llm SCALE=gpu`
     python -m experiments.study publish              # copy finished records into results/runs
+    python -m experiments.study own examples/own_task/textures.yaml    # the same on a task of your own
 
-Each run is `python -m experiments.train` with the words that `plan` prints. What has a record is not run again; what
-was interrupted goes on. A run that fails is tried once more after the others, and then named. Ctrl-C ends; the same
-command goes on with what is missing.
+Each run is `python -m experiments.train` with the words that `plan` prints. A run that has a record is not repeated; an
+interrupted run goes on. A run that fails is tried once more after the others, and then named. Ctrl-C stops everything;
+the same command goes on with the runs that are missing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -30,12 +32,11 @@ from experiments.analysis.comparisons import decider
 from experiments.core.errors import UserError
 from experiments.core.plan import Planner, plan_all, wanted
 from experiments.core.protocol import Run, names, protocol
-from experiments.core.records import Records
-from experiments.study.choose import choose_experiment
+from experiments.core.records import Records, one_line_warnings
+from experiments.study.choose import choose_experiment, write_tuned
 from experiments.study.pool import Pool
 from experiments.study.publish import publish
-from experiments.study.settle import write_tuned
-from experiments.study.status import counts, show, time_left
+from experiments.study.status import counts, said, time_left
 
 ATTEMPTS = 2
 
@@ -51,9 +52,8 @@ def words(run: Run, runs: Path, more: Sequence[str]) -> list[str]:
     return [*run.words, "progress=line", "logger=none", f"paths.runs_dir={runs.resolve()}", *more]
 
 
-def run_all(options: argparse.Namespace, results: Records) -> int:
+def run_all(options: argparse.Namespace, results: Records, found: Sequence[Planner]) -> int:
     """Make runs until none is missing, or time is up."""
-    found = planners(options.studies, results)
     until = time.monotonic() + 60 * options.minutes if options.minutes else None
     tried: Counter[Path] = Counter()
     failures: dict[Path, str] = {}
@@ -93,6 +93,11 @@ def run_all(options: argparse.Namespace, results: Records) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["own"]:
+        from experiments.own import compare
+
+        return compare.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=("run", "status", "plan", "tuned", "choose", "publish"))
@@ -115,24 +120,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     results = Records([options.runs, options.published])
+    one_line_warnings()
     try:
         if options.command == "run":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-            return run_all(options, results)
+            return run_all(options, results, planners(options.studies, results))
         if options.command == "choose":
             for experiment in options.studies:
                 print("\n".join(choose_experiment(experiment, options.runs)))
             return 0
         found = planners(options.studies, results)
         if options.command == "status":
-            show(plan_all(found), results, options.jobs, published=options.published, details=named)
+            width = shutil.get_terminal_size().columns
+            print(said(plan_all(found), results, options.jobs, width, options.published, details=named))
         elif options.command == "publish":
             published = publish(plan_all(found), [f.protocol for f in found], options.runs, options.published)
             for line in published.refused:
                 print(f"refused: {line}", file=sys.stderr)
-            print(
-                f"{published.copied} records published, {published.kept} were there, {len(published.refused)} refused"
-            )
+            counted = f"{published.copied} records published, {published.kept} were there"
+            print(f"{counted}, {len(published.refused)} refused")
         elif options.command == "tuned":
             for path in write_tuned(found):
                 print(f"wrote {path}")
@@ -141,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(shlex.join(["python", "-m", "experiments.train", *run.words]))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has enough, such as `head`. The interpreter would flush once more.
+        # The reader has enough, such as `head`. The interpreter would flush once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

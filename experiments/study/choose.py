@@ -1,19 +1,25 @@
-"""Choose learning rates from the runs of `make tune-<task>`, for experiments that no declared study tunes."""
+"""Which settings `configs/tuned` names: what the studies chose, or what the runs of `make tune-<task>` say.
+
+There is one file an experiment, which `experiments.train` reads by itself.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from experiments.core.catalogue import in_order
 from experiments.core.errors import UserError
-from experiments.core.plan import CONFIGS
+from experiments.core.files import write_whole
+from experiments.core.plan import CONFIGS, RATE, Planner
 from experiments.core.protocol import names, protocol
 from experiments.core.records import Record, Records, check_one_kind
-from experiments.study.settle import TUNED, write_settings
 
-RATE = "optimizer.lr"
+TUNED = CONFIGS / "tuned"
 
 
 @dataclass(frozen=True)
@@ -28,16 +34,11 @@ class Choice:
 
 def declared_steps(experiment: str) -> int:
     """How long the experiment's runs are."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from experiments.core import resolvers as resolvers
+    from experiments.core.choices import composed
 
     if not (CONFIGS / "experiment" / f"{experiment}.yaml").is_file():
         raise UserError(f"there is no experiment {experiment!r} in configs/experiment")
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return int(compose("train", overrides=[f"experiment={experiment}"]).trainer.max_steps)
+    return int(composed(f"experiment={experiment}").trainer.max_steps)
 
 
 def choose(records: Sequence[Record], experiment: str) -> list[Choice]:
@@ -91,7 +92,36 @@ def choose_experiment(experiment: str, runs: Path, folder: Path = TUNED, steps: 
         lines.append(f"nothing written: {' and '.join(edges)}; widen `rates` in configs/experiment/{experiment}.yaml")
     else:
         chosen = {c.arm: {"lr": c.best} for c in found}
-        lines.append(
-            f"wrote {write_settings(experiment, f'python -m experiments.study choose {experiment}', chosen, folder)}"
-        )
+        by = f"python -m experiments.study choose {experiment}"
+        lines.append(f"wrote {write_settings(experiment, by, chosen, folder)}")
     return lines
+
+
+def write_settings(experiment: str, by: str, chosen: Mapping[str, Mapping[str, float]], folder: Path = TUNED) -> Path:
+    """Put the settings of some arms, such as {"fadam": {"lr": 0.002}}, into an experiment's file; other arms stay.
+
+    Args:
+        by: the command that chose them.
+    """
+    path = folder / f"{experiment}.yaml"
+    there = yaml.safe_load(path.read_text(encoding="utf-8"))["tuned"] if path.is_file() else {}
+    settings = {**there, **chosen}
+    lines = ["# @package _global_", f"# Written by: {by}", "tuned:"]
+    for arm in in_order(settings):
+        lines.append(f"  {arm}: {{{', '.join(f'{key}: {value:g}' for key, value in settings[arm].items())}}}")
+    write_whole(path, "\n".join(lines) + "\n")
+    return path
+
+
+def write_tuned(planners: Sequence[Planner], folder: Path = TUNED) -> list[Path]:
+    """Write what the studies have chosen so far. Studies of another size than the experiment's are left out."""
+    written = []
+    for planner in planners:
+        p = planner.protocol
+        chosen = {
+            arm: {key.removeprefix("optimizer."): float(value) for key, value in tuned.settings}
+            for arm, tuned in planner.tuned().items()
+        }
+        if chosen and not p.prefix:
+            written.append(write_settings(p.experiment, f"python -m experiments.study tuned {p.name}", chosen, folder))
+    return written

@@ -14,26 +14,27 @@ from pathlib import Path
 from experiments.core.protocol import Run
 
 
-def perform(words: Sequence[str]) -> str:
-    """Make one run in this process; returns a sentence where it failed, else ""."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+def execute(words: Sequence[str]) -> None:
+    """Make one run in this process."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from experiments.core import resolvers as resolvers
-    from experiments.core.choices import CONFIGS
+    from experiments.core import run
+    from experiments.core.choices import composed
+
+    cfg = composed(*words, hydra=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    run.execute(cfg)
+
+
+def perform(words: Sequence[str]) -> str:
+    """Make one run in this process; returns a sentence where it failed, else ""."""
     from experiments.core.errors import UserError
-    from experiments.core.run import execute
 
     try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("train", overrides=list(words), return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            execute(cfg)
+        execute(words)
     except UserError as error:
         return str(error)
     except Exception:
@@ -50,7 +51,7 @@ def _start(parent: int) -> None:
 
 
 class Pool:
-    """Keeps `jobs` runs going. `next_run` is asked whenever one may start; it says None where nothing is to be done.
+    """Keeps `jobs` runs going. `next_run` is called whenever one may start; it returns None if there is nothing to do.
 
     A process that dies takes the pool with it: the runs that were under way count as failed once, and a new pool goes
     on.

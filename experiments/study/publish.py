@@ -3,13 +3,12 @@ comparisons at scales that no protocol declares."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.core.catalogue import SCALES
 from experiments.core.files import write_whole
-from experiments.core.plan import Stage
+from experiments.core.plan import Stage, undeclared
 from experiments.core.protocol import Protocol
 from experiments.core.records import Record, Records
 
@@ -26,9 +25,9 @@ class Published:
 def publish(stages: Sequence[Stage], protocols: Sequence[Protocol], runs: Path, published: Path) -> Published:
     """Copy records from `runs` to `published`, and the pictures of the first evaluation seed with them.
 
-    What is planned and has no record is passed over; of a declared task and scale, what was not planned is never looked
-    at. Refused are records that belong to other settings than the plan's, were made by code that no commit holds, or
-    would replace a published one that differs.
+    Planned runs without a record are passed over. At a declared task and scale, only planned runs are considered. A
+    record is refused if it was made with other settings than planned, if no commit holds the code that made it, or if
+    it would replace a published record that differs.
     """
     mine, theirs = Records([runs]), Records([published])
     refused: list[str] = []
@@ -41,7 +40,7 @@ def publish(stages: Sequence[Stage], protocols: Sequence[Protocol], runs: Path, 
             refused.append(f"{runs / run.record}: made with other settings than are planned")
         else:
             wanted.append(record)
-    wanted += plain(mine.all(), protocols)
+    wanted += undeclared(mine.all(), protocols)
     copied = kept = 0
     first = min((r.seed for r in wanted if r.purpose == "eval"), default=None)
     for record in wanted:
@@ -58,16 +57,6 @@ def publish(stages: Sequence[Stage], protocols: Sequence[Protocol], runs: Path, 
         else:
             refused.append(f"{record.path}: another record of the same run is published already")
     return Published(copied, kept, tuple(refused))
-
-
-def plain(records: Iterable[Record], protocols: Sequence[Protocol]) -> list[Record]:
-    """Evaluation runs of scales, tasks and variants that no protocol declares, as `make reproduce-...` makes."""
-    declared = {(p.task, p.scale, p.variant) for p in protocols}
-    return [
-        r for r in records
-        if (r.purpose, r.trial) == ("eval", "main") and SCALES[r.scale].shown
-        and (r.task, r.scale, r.variant) not in declared
-    ]  # fmt: skip
 
 
 def _copy_pictures(record: Record, folder: Path) -> None:

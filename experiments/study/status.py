@@ -1,19 +1,15 @@
-"""What of the studies is published, done here, due, or waits for something, and about how long the rest takes."""
+"""How many runs of the studies are published, done here, due or to come, and about how long the rest takes."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from experiments.analysis.table import Cell, Table, fill
 from experiments.core.durations import duration
-from experiments.core.plan import Stage
+from experiments.core.plan import Stage, done
 from experiments.core.protocol import protocol
 from experiments.core.records import Records
 
@@ -24,7 +20,7 @@ OF_STAGES = ("done", *COLUMNS[2:])
 
 @dataclass
 class Count:
-    """Runs of a stage or of a study; a run counts once, in the first stage that wants it.
+    """Runs of a stage or of a study.
 
     Attributes:
         published, here: with a record, where there are published ones and elsewhere.
@@ -50,52 +46,27 @@ class Count:
         return [*(str(n or "") for n in (self.published, self.here, self.due, self.later)), left]
 
 
-def like(study: str, roots: Sequence[Path]) -> list[float]:
+def like(study: str, results: Records) -> list[float]:
     """Seconds of all records of a study's experiment, whatever they were made for; none where it changes the model."""
     p = protocol(study)
-    found = []
-    for path in () if p.overrides else (path for root in roots for path in root.glob(f"{p.task}/{p.scale}/*/*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["experiment_name"] == p.experiment:
-                found.append(float(content["wall_time_s"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+    return [] if p.overrides else [r.seconds for r in results.all() if r.experiment_name == p.experiment and r.seconds]
 
 
 def counts(stages: Sequence[Stage], results: Records, published: Path | None = None) -> list[tuple[Stage, Count]]:
-    """What of each stage is done.
+    """How much of each stage is done.
 
     A missing run will take the median of its stage, else of its study, else of the records of its experiment.
     """
     rows = []
-    seen: set[object] = set()
-    planned = {run.key for stage in stages for run in stage.runs}
     of_study: dict[str, list[float]] = {}
-    for stage in stages:
-        count = Count()
-        for run in stage.runs:
-            if run.record in seen:
-                continue
-            seen.add(run.record)
-            found = results.of(run)
-            if found is None:
-                count.due += 1
-                continue
-            count.seconds.append(found.seconds)
-            if published is not None and found.path.is_relative_to(published):
-                count.published += 1
-            else:
-                count.here += 1
-        coming = set(stage.coming) - planned - seen
-        seen |= coming
-        count.later = len(coming)
+    for stage, records, due, later in done(stages, results):
+        there = sum(published is not None and r.path.is_relative_to(published) for r in records)
+        count = Count(there, len(records) - there, due, later, [r.seconds for r in records])
         of_study.setdefault(stage.protocol, []).extend(count.seconds)
         rows.append((stage, count))
     for study, seconds in of_study.items():
         if not seconds and any(stage.protocol == study and count.missing for stage, count in rows):
-            seconds.extend(like(study, results.roots))
+            seconds.extend(like(study, results))
     for stage, count in rows:
         known = count.seconds or of_study[stage.protocol]
         if count.missing:
@@ -133,57 +104,50 @@ def _joined(waits: Sequence[str]) -> str:
     return "; ".join(waits)
 
 
-def _table(title: str, first: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column(first, no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+    table = Table(title, tuple(header), tuple(tuple(map(Cell, row)) for row in rows))
+    return f"{title}\n\n{table.terminal(width)}\n"
 
 
-def show(
+def said(
     stages: Sequence[Stage],
     results: Records,
     jobs: int,
-    console: Console | None = None,
+    width: int = WIDTH,
     published: Path | None = None,
     details: bool = False,
-) -> None:
-    """Print a table of the studies, or of their stages, and what is left, in at most 80 columns."""
-    console = console or Console()
-    console = Console(width=min(WIDTH, console.width), file=console.file, force_terminal=console.is_terminal or None)
+) -> str:
+    """A table of the studies, or of their stages, and what is left, in at most 80 columns."""
+    width = min(WIDTH, width)
     rows = counts(stages, results, published)
     studies = list(dict.fromkeys(stage.protocol for stage, _ in rows))
-    if details:
-        for study in studies:
-            table = _table(study, "stage", OF_STAGES)
-            waiting: dict[str, list[str]] = {}
-            for stage, count in rows:
-                if stage.protocol == study:
-                    rest = count.cells()[2:]
-                    done = str(count.published + count.here or "")
-                    table.add_row(stage.name.replace(" against ", ", "), done, *rest)
-                    if stage.waits:
-                        waiting.setdefault(stage.name.partition(":")[0], []).append(stage.waits)
-            console.print(table)
-            for name, waits in waiting.items():
-                console.print(f"{name} waits for {_joined(waits)}", highlight=False)
-            console.print()
-    else:
-        table = _table("The declared studies, in runs", "study", COLUMNS)
-        for study in studies:
-            table.add_row(study, *total([count for stage, count in rows if stage.protocol == study]).cells())
-        console.print(table)
-        console.print()
+    lines = []
+    for study in studies if details else ():
+        cells = []
+        waiting: dict[str, list[str]] = {}
+        for stage, count in ((stage, count) for stage, count in rows if stage.protocol == study):
+            done = str(count.published + count.here or "")
+            cells.append([stage.name.replace(" against ", ", "), done, *count.cells()[2:]])
+            if stage.waits:
+                waiting.setdefault(stage.name.partition(":")[0], []).append(stage.waits)
+        lines.append(_table(study, ("stage", *OF_STAGES), cells, width))
+        for name, waits in waiting.items():
+            lines += fill(f"{name} waits for {_joined(waits)}", width)
+        lines.append("")
+    if not details:
+        of = {study: total([count for stage, count in rows if stage.protocol == study]) for study in studies}
+        cells = [[study, *count.cells()] for study, count in of.items()]
+        lines.append(_table("The declared studies, in runs", ("study", *COLUMNS), cells, width))
     whole = total([count for _, count in rows])
-    lines = [
+    lines += fill(
         f"{whole.published} runs are published, {whole.here} more are done here, {whole.due} are due, at most "
         f"{whole.later} come later: {time_left(rows, jobs)}.",
-    ]
+        width,
+    )
     if not details:
-        lines.append(
+        lines += fill(
             "Times are those of runs that are done. `python -m experiments.study status llm` shows the stages of a "
-            "study; docs/study.md has the rules."
+            "study; docs/study.md has the rules.",
+            width,
         )
-    for line in lines:
-        console.print(line, highlight=False)
+    return "\n".join(lines)

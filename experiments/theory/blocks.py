@@ -85,7 +85,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 # As the report's own drawings: text stays text, and the page gives it its font and ink.
-_STYLE: Any = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
     "legend.fontsize": 8.5, "font.family": "DejaVu Sans", "svg.fonttype": "none", "svg.hashsalt": "fadam",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "text.color": INK,

@@ -39,7 +39,7 @@ class Tiles(Dataset[Tensor]):
 
 
 class Labelled(NamedTuple):
-    """Tiles (B, 3, size, size) uint8, and for each the number (B,) of its photograph among those of the split."""
+    """Tiles (B, 3, size, size) uint8, and for each the number (B,) of its photograph within the split."""
 
     tiles: Tensor
     photographs: Tensor

@@ -35,7 +35,7 @@ def _present(package: str, cache: Path) -> Path | None:
 def _download(packages: Sequence[str], cache: Path, say: Callable[[str], None]) -> None:
     """`apt-get download` with the machine's package lists, or with our own where those are missing or old.
 
-    A package comes into `cache` when it is whole. What an interrupted download left is in `cache`/partial, where apt
+    A package comes into `cache` when it is whole. An interrupted download leaves its part in `cache`/partial, where apt
     goes on from it.
     """
     partial, lists = (cache / "partial").resolve(), (cache / "lists").resolve()

@@ -68,7 +68,7 @@ def _eight_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
 def _decode(content: bytes) -> Decoded:
     converted = []
     with warnings.catch_warnings():
-        # Pillow warns of large pictures and of odd headers, and refuses those that are too large.
+        # Pillow warns of large pictures and of odd headers, and refuses pictures that are too large.
         warnings.simplefilter("ignore")
         opened = Image.open(io.BytesIO(content))
         opened.load()

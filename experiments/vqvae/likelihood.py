@@ -83,7 +83,8 @@ class Gaussian(Likelihood):
         self.head = nn.Conv2d(features, CHANNELS, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.head(features).float()  # (B, 3, H, W)
+        mean: Tensor = self.head(features).float()  # (B, 3, H, W)
+        return mean
 
     def log_prob(self, parameters: Tensor, images: Tensor) -> Tensor:
         z = (self.scaled(images, parameters.dtype) - parameters) / self.sigma
@@ -130,7 +131,8 @@ class DiscretizedLogistic(Likelihood):
 
     def forward(self, features: Tensor) -> Tensor:
         out = self.head(features).float()  # (B, 9 M, H, W)
-        return out.unflatten(1, (CHANNELS, 3, self.mixtures))  # (B, 3, 3, M, H, W)
+        parameters: Tensor = out.unflatten(1, (CHANNELS, 3, self.mixtures))  # (B, 3, 3, M, H, W)
+        return parameters
 
     def log_prob(self, parameters: Tensor, images: Tensor) -> Tensor:
         weights, means, log_scales = parameters.unbind(2)  # each (B, 3, M, H, W)
@@ -186,7 +188,8 @@ class Categorical(Likelihood):
 
     def forward(self, features: Tensor) -> Tensor:
         out = self.head(features).float()
-        return out.unflatten(1, (CHANNELS, -1)).movedim(2, -1)  # (B, 3, H, W, base + hidden)
+        parameters: Tensor = out.unflatten(1, (CHANNELS, -1)).movedim(2, -1)  # (B, 3, H, W, base + hidden)
+        return parameters
 
     def _fine(self, pixel: Tensor, coarse: Tensor) -> Tensor:
         """Log-probabilities (B, 3, H, W, base) of the second step, given the first one's values (B, 3, H, W)."""
@@ -200,7 +203,8 @@ class Categorical(Likelihood):
         coarse, fine = images.long() // self.base, images.long() % self.base
         first = logits.log_softmax(dim=-1).gather(-1, coarse.unsqueeze(-1))
         second = self._fine(pixel, coarse).gather(-1, fine.unsqueeze(-1))
-        return (first + second).flatten(1).sum(dim=1)
+        found: Tensor = (first + second).flatten(1).sum(dim=1)
+        return found
 
     def mean(self, parameters: Tensor) -> Tensor:
         logits, pixel = parameters.split((self.base, self.hidden), dim=-1)

@@ -181,7 +181,7 @@ def perceptual_metrics() -> tuple[dict[str, Metric], dict[str, str]]:
     """LPIPS and rFID, as far as their networks' weights are on this machine; nothing is downloaded.
 
     Returns:
-        The metrics by name, and for those that are left out, why.
+        The metrics by name, and the reasons why others are left out.
     """
     found, reasons = {}, {}
     for name, (missing, make) in PERCEPTUAL.items():

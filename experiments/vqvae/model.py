@@ -55,11 +55,13 @@ class VQVAE(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Vectors (B, D, h, w) of images (B, 3, H, W) uint8."""
-        return self.project_in(self.encoder(self.likelihood.scaled(images)))
+        vectors: Tensor = self.project_in(self.encoder(self.likelihood.scaled(images)))
+        return vectors
 
     def decode(self, codes: Tensor) -> Tensor:
         """Parameters of the image's distribution from codes (B, D, h, w)."""
-        return self.likelihood(self.decoder(self.project_out(codes)))
+        parameters: Tensor = self.likelihood(self.decoder(self.project_out(codes)))
+        return parameters
 
     def forward(self, images: Tensor) -> Output:
         """
@@ -85,7 +87,8 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        more: Tensor = self.layers(x)
+        return x + more
 
 
 class ConvVQVAE(VQVAE):
@@ -140,7 +143,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return mixed
 
 
 class Block(nn.Module):
@@ -154,7 +158,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        more: Tensor = self.mlp(self.norm2(x))
+        return x + more
 
 
 class Transformer(nn.Module):
@@ -169,7 +174,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2) + self.positions  # (B, N, dim)
-        return self.norm(self.blocks(tokens)).transpose(1, 2).unflatten(2, x.shape[2:])
+        grid: Tensor = self.norm(self.blocks(tokens)).transpose(1, 2).unflatten(2, x.shape[2:])
+        return grid
 
 
 class ViTVQVAE(VQVAE):

@@ -22,14 +22,14 @@ from experiments.vqvae.pictures import codebook_plot, reconstruction_picture
 from experiments.vqvae.quantiser import move_state
 
 PICTURES = 16
-START = 1 << 31  # sets the draw of `start_images` apart from those of the epochs
+START = 1 << 31  # keeps the draw of `start_images` apart from the draws of the epochs
 COLLAPSED_BELOW = 2.0
 
 
 class ImageModule(TaskModule):
     """The loss is NLL per dimension in nats + codebook_weight * codebook loss + beta * commitment loss.
 
-    Beta stands on the commitment term alone (arXiv:1711.00937, equation 3).
+    Beta weighs only the commitment term (arXiv:1711.00937, equation 3).
 
     Args:
         beta: weight of the commitment loss.
@@ -90,7 +90,7 @@ class ImageModule(TaskModule):
         output = self.model(batch)
         nll = self.nll(output, batch).mean()
         quantised = output.quantised
-        loss = nll + self.codebook_weight * quantised.codebook_loss + self.beta * quantised.commitment_loss
+        loss: Tensor = nll + self.codebook_weight * quantised.codebook_loss + self.beta * quantised.commitment_loss
         self.log_dict(
             {
                 "train/loss_step": loss.detach(),
@@ -162,7 +162,7 @@ class ImageModule(TaskModule):
         images = torch.zeros(data.batch_size, CHANNELS, size, size, dtype=torch.uint8)
         self.model.quantiser.eval()  # moves no codes, which would need their values
         output = self.model(images)
-        losses = output.quantised.codebook_loss + output.quantised.commitment_loss
+        losses: Tensor = output.quantised.codebook_loss + output.quantised.commitment_loss
         return self.nll(output, images).mean() + losses
 
     def seen(self, batch: Tensor) -> dict[str, float]:

@@ -202,7 +202,7 @@ class VectorQuantiser(nn.Module):
         self._newest: tuple[Tensor, Tensor] | None = None
         self._started = False  # known without asking the device, once it is true
         self._placed = False
-        # A resumed run is built with the same seed: what is drawn depends on it and on the number of the batch alone.
+        # A resumed run is built with the same seed: the draws depend only on it and on the number of the batch.
         self._seed = torch.initial_seed()
 
     def _random(self, purpose: int) -> torch.Generator:

@@ -167,11 +167,12 @@ def look_of(pixels: Pixels) -> npt.NDArray[np.float32]:
     """An image scaled to 16x16, less its mean and of length 1: scaling and compressing an image hardly change it."""
     small = np.asarray(Image.fromarray(pixels).resize((16, 16), Image.Resampling.BOX), dtype=np.float32).ravel()
     small = small - small.mean()
-    return small / max(float(np.linalg.norm(small)), 1e-6)
+    look: npt.NDArray[np.float32] = small / max(float(np.linalg.norm(small)), 1e-6)
+    return look
 
 
 def alike(looks: npt.NDArray[np.float32]) -> list[int]:
-    """For each image the first one of those that look the same, from their looks (n, 768); itself if it is alone."""
+    """For each image the first image that looks the same, from their looks (n, 768); itself if there is no other."""
     same = list(range(len(looks)))
     for start in range(0, len(looks), 512):
         block = looks[start : start + 512] @ looks.T

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import chain
 from operator import attrgetter
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fadam.bookkeeping import Tensors, written
 from fadam.fused import build
 from fadam.fused.build import BuildError
 from fadam.metric import dense_strides
+from fadam.options import Options
 
 _SOURCE = Path(__file__).with_name("cpu.cpp")
 
@@ -30,9 +32,9 @@ class _Call(ctypes.Structure):
     """FAdamCall of cpu.cpp."""
 
     _fields_ = (
-        ("size", ctypes.c_int64),
+        ("num_tensors", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("params", "grads", "momentums", "fims", "steps", "types")),
-        *((name, ctypes.c_void_p) for name in ("numels", "logical", "offsets", "indices")),
+        *((name, ctypes.c_void_p) for name in ("sizes", "numels", "offsets", "indices")),
         *((name, ctypes.c_void_p) for name in ("gradient_sums", "metric_sums")),
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "eps2", "clip", "rho")),
         *((name, ctypes.c_double) for name in ("weight_decay", "grad_scale")),
@@ -43,42 +45,30 @@ class _Call(ctypes.Structure):
 class _Threads(ctypes.Structure):
     """FAdamThreads of cpu.cpp."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("parallel", "number", "count"))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("parallel", "rank", "threads"))
 
 
-def refusal(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentums: Sequence[Tensor],
-    fims: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    options: Mapping[str, Any],
-) -> str | None:
-    """Why :class:`CpuBackend` cannot take this step, as a clause, or None if it can.
+def refusal(tensors: Tensors, options: Options) -> str | None:
+    """Why :class:`CpuBackend` cannot take this step, as a clause, or None if it can; without tensors, any step.
 
     The first call compiles the library, if no earlier process of this user has.
-
-    Args:
-        params, grads, momentums, fims, steps: as for `CpuBackend`.
-        options: what is chosen of ``momentum_mode``, ``decay_mode``, ``correct_momentum``, ``differentiable`` and
-            ``stochastic_rounding``.
     """
     for name, only in (("momentum_mode", "natural"), ("decay_mode", "natural"), ("correct_momentum", False)):
-        if options.get(name, only) != only:
+        if getattr(options, name) != only:
             return f"it has {name}={only!r} only"
-    if options.get("differentiable"):
+    if options.differentiable:
         return "autograd does not see into it"
-    tensors = (params, grads, momentums, fims)
-    if not all(map(attrgetter("is_cpu"), chain(*tensors))):
+    four, steps = tensors.four, tensors.steps
+    if not all(map(attrgetter("is_cpu"), chain(*four))):
         return "not all tensors are on the CPU"
-    for dtype in set(map(attrgetter("dtype"), chain(*tensors))):
+    for dtype in set(map(attrgetter("dtype"), chain(*four))):
         if dtype not in _TYPES:
             return f"it knows no {dtype}"
-    if any(layout != torch.strided for layout in set(map(attrgetter("layout"), chain(*tensors)))):
+    if any(layout != torch.strided for layout in set(map(attrgetter("layout"), chain(*four)))):
         return "not all tensors are strided"
     # What goes there are addresses alone.
-    shapes = list(map(Tensor.size, params))
-    if any(list(map(Tensor.size, list_)) != shapes for list_ in tensors[1:]):
+    shapes = list(map(Tensor.size, tensors.params))
+    if any(list(map(Tensor.size, list_)) != shapes for list_ in four[1:]):
         return "a gradient or state is not of its parameter's shape"
     if not all(map(attrgetter("is_cpu"), steps)) or set(map(attrgetter("dtype"), steps)) - {torch.float32}:
         return "not all steps are float32 on the CPU"
@@ -99,87 +89,50 @@ class CpuBackend:
     not depend on the number of threads, which is torch's (:func:`torch.get_num_threads`).
 
     Args:
-        params, grads, momentums, fims: real tensors on the CPU, of the same shape each four, in any mix of float32,
-            float64, bfloat16 and float16. Those whose strides are not the parameter's, and parameters with gaps between
-            their elements, are copied for the time of the step.
-        steps: t, that is after this step, 0-d float32 tensors on the host.
-        lr, beta1, beta2, eps, eps2, clip, fim_rho, weight_decay, eps_mode, maximize: as for :class:`fadam.FAdam`.
-        momentum_mode, decay_mode, correct_momentum, capturable: accepted for the sake of one signature; see `refusal`.
-        stochastic_rounding: round a bfloat16 parameter up or down with a probability by distance. The random bits are
-            those of `fadam.metric.stochastic_bfloat16`, so that equal steps round equally.
-        numels: elements of each logical tensor, which RMS values are over; None if the tensors are whole.
-        offsets: number of a tensor's first element in its logical tensor, for the random bits.
-        indices: number of each tensor, for the random bits; None is its place in the list.
-        grad_scale: what gradients are divided by first, one element.
-        found_inf: one element; if it is not 0, `apply` and `run` do nothing.
+        tensors: real ones on the CPU, the four of a tensor of the same shape, in any mix of float32, float64, bfloat16
+            and float16. Those whose strides are not the parameter's, and parameters with gaps between their elements,
+            are copied for the time of the step. Steps are on the host.
+        options: what `refusal` accepts.
 
     Raises:
         BuildError: if the library is not to be had; `refusal` would have said so.
     """
 
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        momentums: Sequence[Tensor],
-        fims: Sequence[Tensor],
-        steps: Sequence[Tensor],
-        *,
-        lr: float | Tensor,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        eps2: float,
-        clip: float | None,
-        fim_rho: float,
-        weight_decay: float,
-        eps_mode: str = "adaptive",
-        momentum_mode: str = "natural",
-        decay_mode: str = "natural",
-        correct_momentum: bool = False,
-        maximize: bool = False,
-        capturable: bool = False,
-        stochastic_rounding: bool = False,
-        numels: Sequence[int] | None = None,
-        offsets: Sequence[int] | None = None,
-        indices: Sequence[int] | None = None,
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
-    ) -> None:
+    def __init__(self, tensors: Tensors, options: Options) -> None:
         self._step, self._threads = _library()
-        self._found_inf = found_inf
+        self._tensors = tensors
         self._copies: list[tuple[Tensor, Tensor]] = []  # what was handed over, and what takes its place
-        lists = self._alike(list(params), list(grads), list(momentums), list(fims))
-        count = len(lists[0])
+        lists = self._alike(*map(list, tensors.four))
+        num_tensors = len(lists[0])
         # The arrays must live as long as the call that points to them.
-        addresses = [array("Q", map(Tensor.data_ptr, tensors)) for tensors in (*lists, steps)]
+        addresses = [array("Q", map(Tensor.data_ptr, list_)) for list_ in (*lists, tensors.steps)]
         self._arrays = [
             *addresses,
             _types(lists),
             array("q", map(Tensor.numel, lists[0])),
-            array("q", numels) if numels is not None else None,
-            array("q", offsets) if offsets is not None else None,
-            array("q", indices) if indices is not None else None,
+            array("q", tensors.numels) if tensors.numels is not None else None,
+            array("q", tensors.offsets) if tensors.offsets is not None else None,
+            array("q", tensors.indices) if tensors.indices is not None else None,
         ]
-        self._tensors = (*lists, steps)  # keeps the addresses valid
-        self._sums = torch.zeros(3, count, dtype=torch.float64, device="cpu")
+        self._lists = (*lists, tensors.steps)  # keeps the addresses valid
+        self._sums = torch.zeros(3, num_tensors, dtype=torch.float64, device="cpu")
         self._call = _Call(
-            count,
+            num_tensors,
             *(a.buffer_info()[0] if a is not None else None for a in self._arrays),
             self._sums.data_ptr(),
-            self._sums.data_ptr() + 8 * count,
-            float(lr),
-            beta1,
-            beta2,
-            eps,
-            eps2,
-            clip or 0.0,
-            fim_rho,
-            weight_decay,
-            float(grad_scale) if grad_scale is not None else 0.0,
-            _EPS_MODES[eps_mode],
-            maximize,
-            stochastic_rounding,
+            self._sums.data_ptr() + 8 * num_tensors,
+            float(options.lr),
+            options.beta1,
+            options.beta2,
+            options.eps,
+            options.eps2,
+            options.clip or 0.0,
+            options.fim_rho,
+            options.weight_decay,
+            float(tensors.grad_scale) if tensors.grad_scale is not None else 0.0,
+            _EPS_MODES[options.eps_mode],
+            options.maximize,
+            options.stochastic_rounding,
             torch.get_num_threads(),
         )
 
@@ -212,11 +165,13 @@ class CpuBackend:
         self._write(_RUN)
 
     def _write(self, phases: int) -> None:
-        if self._found_inf is not None and self._found_inf.item() != 0:
+        tensors = self._tensors
+        if tensors.found_inf is not None and tensors.found_inf.item() != 0:
             return
         self._take(phases)
         for original, copy in self._copies:
             original.copy_(copy)
+        written(tensors.params, tensors.momentums, tensors.fims)
 
     def _take(self, phases: int) -> None:
         if self._step(ctypes.byref(self._call), phases, ctypes.byref(self._threads)) != 0:

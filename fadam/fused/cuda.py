@@ -25,9 +25,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fadam.bookkeeping import Tensors, written
 from fadam.foreach import ForeachBackend
 from fadam.fused import cuda_kernels as kernels
 from fadam.metric import dense_strides, fim_weights
+from fadam.options import Options
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -44,25 +46,12 @@ _ADDRESSES = 32
 _KEPT = 8
 
 
-def refusal(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentums: Sequence[Tensor],
-    fims: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    options: Mapping[str, Any],
-) -> str | None:
-    """Why :class:`CudaBackend` cannot take this step, as a clause, or None if it can.
-
-    Args:
-        params, grads, momentums, fims, steps: as for `CudaBackend`; without any, whether there is a device at all.
-        options: what is chosen of ``momentum_mode``, ``decay_mode``, ``correct_momentum``, ``differentiable`` and
-            ``capturable``.
-    """
+def refusal(tensors: Tensors, options: Options) -> str | None:
+    """Why :class:`CudaBackend` cannot take this step, as a clause, or None if it can; without tensors, any step."""
     for name, only in (("momentum_mode", "natural"), ("decay_mode", "natural"), ("correct_momentum", False)):
-        if options.get(name, only) != only:
+        if getattr(options, name) != only:
             return f"on CUDA devices it has {name}={only!r} only"
-    if options.get("differentiable", False):
+    if options.differentiable:
         return "it has no autograd"
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3):  # without tuples among arguments
         return f"it needs Triton 3.3 or later, not {triton.__version__}"
@@ -70,6 +59,7 @@ def refusal(
         return "it has not been tried on ROCm"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
+    params, four, steps = tensors.params, tensors.four, tensors.steps
     device = params[0].device if params else torch.device("cuda", torch.cuda.current_device())
     if device.type != "cuda":
         return f"there are {device.type} tensors among CUDA ones"
@@ -78,22 +68,21 @@ def refusal(
         return f"it needs a device of compute capability 8.0 or later, not {major}.{minor}"
 
     # All of it in every step, because the kernels get addresses alone; by what costs the host least.
-    tensors = (params, grads, momentums, fims)
-    if set(map(Tensor.get_device, chain(*tensors))) - {device.index}:
+    if set(map(Tensor.get_device, chain(*four))) - {device.index}:
         return "not all gradients and states are on the device of the parameters"
     places = set(map(attrgetter("device"), steps))
     if len(places) > 1 or not places <= {torch.device("cpu"), device}:
         return "not all steps are on the host or all on the device of the parameters"
-    for dtype in set(map(attrgetter("dtype"), chain(*tensors))):
+    for dtype in set(map(attrgetter("dtype"), chain(*four))):
         if dtype not in _TYPES:
             return f"on CUDA devices it has no {dtype} tensors"
     shapes = list(map(Tensor.size, params))
-    if any(list(map(Tensor.size, list_)) != shapes for list_ in tensors[1:]):
+    if any(list(map(Tensor.size, list_)) != shapes for list_ in four[1:]):
         return "a gradient or state is not of its parameter's shape"
     if set(map(attrgetter("dtype"), steps)) - {torch.float32}:
         return "not all steps are float32"
-    if options.get("capturable"):  # copies would have new addresses in every step
-        for three in zip(params, momentums, fims, strict=True):
+    if options.capturable:  # copies would have new addresses in every step
+        for three in zip(params, tensors.momentums, tensors.fims, strict=True):
             if any(x.is_neg() for x in three) or not (all(x.is_contiguous() for x in three) or _one_layout(three)):
                 return "with capturable=True it needs dense parameters, and states that lie in memory as they do"
     if device not in _trials:
@@ -112,10 +101,8 @@ def _trial(device: torch.device) -> str | None:
     Once a process, in the first step, and the only time that the host waits: Triton needs a C compiler at run time, and
     a driver that takes its code, and training should go on without them.
     """
-    options: dict[str, Any] = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps2": 0.01, "clip": 1.0}
-    options |= {"fim_rho": 0.5, "weight_decay": 0.1, "eps_mode": "adaptive", "maximize": False, "capturable": False}
-    options |= {"momentum_mode": "natural", "decay_mode": "natural", "correct_momentum": False}
-    backends: tuple[Callable[..., Any], ...] = CudaBackend, ForeachBackend
+    options = Options(lr=0.01, weight_decay=0.1)
+    backends: tuple[Callable[[Tensors, Options], Any], ...] = CudaBackend, ForeachBackend
     generator = torch.Generator("cpu").manual_seed(0)
     host: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     rooms = [torch.randn(size, generator=generator, **host) for size in (8, 2100, 900)]
@@ -128,7 +115,7 @@ def _trial(device: torch.device) -> str | None:
             for t, scale in enumerate((1e-9, 1.0), 1):
                 grads = [scale * x.flip(0) if x.dim() else x + 1 for x in params]
                 steps = [torch.tensor(float(t), **host) for _ in params]
-                backend(params, grads, momentums, fims, steps, **options).run()
+                backend(Tensors(params, grads, momentums, fims, steps), options).run()
             found.append([torch.cat([x.reshape(-1) for x in xs]) for xs in (params, momentums, fims)])
         if all(torch.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in zip(*found, strict=True)):
             return None
@@ -147,96 +134,61 @@ class CudaBackend:
     for granted, and 28 for the update), 52 for a tensor where eps_t < eps; 44 in three phases.
 
     Args:
-        params, grads, momentums, fims: N tensors each, float32, bfloat16 or float16 in any mixture. Gradients whose
-            strides are not the parameter's are copied; parameters that are not dense, and states whose strides differ
-            from theirs, are copied and copied back, which a captured graph cannot have. None may be negated lazily.
-        steps: t, counted up already, 0-d float32 tensors; all on the host, or all on the device.
-        lr: on the host or the device.
-        numels: elements of the logical tensors, where those given are shards.
-        offsets: where the shards begin in them; for the stochastic rounding only.
-        grad_scale: what the gradients are to be divided by, 0-d, on the device.
-        found_inf: where it is not 0, nothing is written; 0-d, on the device.
-        indices: number of each tensor, for the stochastic rounding; None is its place in the list.
-        stochastic_rounding: of bfloat16 parameters, with the random bits of `fadam.metric.stochastic_bfloat16`.
+        tensors: N of float32, bfloat16 or float16 in any mixture. Gradients whose strides are not the parameter's are
+            copied; parameters that are not dense, and states whose strides differ from theirs, are copied and copied
+            back, which a captured graph cannot have. Steps are all on the host, or all on the device.
+        options: what `refusal` accepts; `lr` on the host or the device.
 
     Raises:
         RuntimeError: when a CUDA graph is captured without a step on the same tensors before it.
     """
 
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        momentums: Sequence[Tensor],
-        fims: Sequence[Tensor],
-        steps: Sequence[Tensor],
-        *,
-        lr: float | Tensor,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        eps2: float,
-        clip: float | None,
-        fim_rho: float,
-        weight_decay: float,
-        eps_mode: str = "adaptive",
-        maximize: bool = False,
-        capturable: bool = False,
-        stochastic_rounding: bool = False,
-        numels: Sequence[int] | None = None,
-        offsets: Sequence[int] | None = None,
-        indices: Sequence[int] | None = None,
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
-        **_: Any,
-    ) -> None:
+    def __init__(self, tensors: Tensors, options: Options) -> None:
+        params, four = tensors.params, tensors.four
+        self._tensors, self._options = tensors, options
         self._device = params[0].device
-        self._size = len(params)
-        self._eps, self._eps2, self._ceiling = float(eps), float(eps2), float(eps ** (2 * fim_rho))
-        self._clip, self._eps_mode = clip, eps_mode
-        self._rows = 0 if clip is None else 1 if weight_decay == 0 else 2  # of sums of n^2 and w^2
-        self._options = {
-            "RHO": float(fim_rho),
-            "EPS_MODE": eps_mode,
-            "MAXIMIZE": maximize,
-            "WEIGHT_DECAY": weight_decay != 0,
+        self._num_slots = len(params)  # columns of the sums
+        self._ceiling = float(options.eps ** (2 * options.fim_rho))
+        self._rows = 0 if options.clip is None else 1 if options.weight_decay == 0 else 2  # of sums of n^2 and w^2
+        self._constants = {  # that kernels are compiled for
+            "RHO": options.fim_rho,
+            "EPS_MODE": options.eps_mode,
+            "MAXIMIZE": options.maximize,
+            "WITH_W": options.weight_decay != 0,
         }
-        self._stochastic = stochastic_rounding
         self._rates = {
-            "beta1": beta1,
-            "rest1": 1 - beta1,
-            "weight_decay": weight_decay,
-            "clip": 1 if clip is None else clip,
+            "beta1": options.beta1,
+            "rest1": 1 - options.beta1,
+            "weight_decay": options.weight_decay,
+            "clip": 1.0 if options.clip is None else options.clip,
         }
-        self._rates = {name: float(rate) for name, rate in self._rates.items()}
-        self._grad_scale, self._found_inf = grad_scale, found_inf
+        lr = options.rate
         if isinstance(lr, Tensor) and lr.device != self._device:
             lr = lr.item() if lr.is_cpu else lr.to(self._device, non_blocking=True)
-        self._lr = lr if isinstance(lr, Tensor) else float(lr)
+        self._lr = lr
         self._sums: Tensor | None = None
 
-        numels = [p.numel() for p in params] if numels is None else numels
-        offsets = [0] * len(params) if offsets is None else offsets
-        indices = range(len(params)) if indices is None else indices
-        groups: dict[tuple[torch.dtype, ...], Sequence[int]] = {(): range(self._size)}
-        if any(len(set(map(attrgetter("dtype"), tensors))) > 1 for tensors in (params, grads, momentums, fims)):
+        numels = [p.numel() for p in params] if tensors.numels is None else tensors.numels
+        offsets = [0] * self._num_slots if tensors.offsets is None else tensors.offsets
+        indices = range(self._num_slots) if tensors.indices is None else tensors.indices
+        groups: dict[tuple[torch.dtype, ...], Sequence[int]] = {(): range(self._num_slots)}
+        if any(len(set(map(attrgetter("dtype"), list_))) > 1 for list_ in four):
             groups = {}
-            for i, four in enumerate(zip(params, grads, momentums, fims, strict=True)):
-                key = tuple(x.dtype for x in four)
+            for i, row in enumerate(zip(*four, strict=True)):
+                key = tuple(x.dtype for x in row)
                 groups[key] = [*groups.get(key, ()), i]
         self._copies: list[tuple[Tensor, Tensor]] = []
         with self._on_device():
             self._parts = [
-                self._part([[x[i] for i in index] for x in (params, grads, momentums, fims, steps)],
-                           [[x[i] for i in index] for x in (numels, range(self._size), offsets, indices)],
-                           beta2, capturable)
+                self._part([[x[i] for i in index] for x in (*four, tensors.steps)],
+                           [[x[i] for i in index] for x in (numels, range(self._num_slots), offsets, indices)])
                 for index in groups.values()
             ]  # fmt: skip
 
     def gradient_sums(self) -> Tensor:
         """(N,) float64: sum of g^2 of each tensor; zeros with ``eps_mode="fixed"``, which needs none."""
-        if self._eps_mode == "fixed":
-            return torch.zeros(self._size, dtype=torch.float64, device=self._device)
+        if self._options.eps_mode == "fixed":
+            return torch.zeros(self._num_slots, dtype=torch.float64, device=self._device)
         sums = self._new_sums()
         with self._on_device():
             for part in self._parts:
@@ -277,7 +229,7 @@ class CudaBackend:
         - fixed eps, clip: 3, and so without clip and with one of the other two; fixed eps without clip: 1.
         """
         sums = self._new_sums()
-        guess = self._eps_mode == "adaptive" and self._rows > 0
+        guess = self._options.eps_mode == "adaptive" and self._rows > 0
         with self._on_device():
             for part in self._parts:
                 if guess:
@@ -286,7 +238,7 @@ class CudaBackend:
                     self._metric(part, sums, redo=True)
                     self._reduce(part, sums, 1, self._rows, redo=True)
                     continue
-                if self._eps_mode != "fixed":
+                if self._options.eps_mode != "fixed":
                     self._gradient(part)
                     self._reduce(part, sums, 0, 1)
                 if self._rows > 0:
@@ -300,10 +252,11 @@ class CudaBackend:
         plan = part.plan
         self._launch(
             kernels.gradient_kernel,
-            (plan.n_chunks,),
-            *(plan.table, part.gradients, plan.chunks, part.partials, self._grad_scale, plan.n, plan.chunk),
+            (plan.num_chunks,),
+            *(plan.table, part.gradients, plan.chunks, part.partials, self._tensors.grad_scale),
+            *(plan.num_tensors, plan.chunk_size),
             G=plan.types["G"],
-            MAXIMIZE=self._options["MAXIMIZE"],
+            MAXIMIZE=self._options.maximize,
             BLOCK=plan.block,
             num_warps=_WARPS,
         )
@@ -312,11 +265,12 @@ class CudaBackend:
         plan = part.plan
         self._launch(
             kernels.metric_kernel,
-            (plan.n_chunks,),
-            *(plan.table, part.gradients, plan.chunks, part.partials, sums, part.weights, self._grad_scale),
-            *(part.decay, part.gain, self._ceiling, self._eps, self._eps2, plan.n, plan.n_chunks, plan.chunk),
+            (plan.num_chunks,),
+            *(plan.table, part.gradients, plan.chunks, part.partials, sums, part.weights, self._tensors.grad_scale),
+            *(part.beta2_t, part.rest2_t, self._ceiling, self._options.eps, self._options.eps2),
+            *(plan.num_tensors, plan.num_chunks, plan.chunk_size),
             **{name: plan.types[name] for name in "GFP"},
-            **self._options,
+            **self._constants,
             GUESS=guess,
             REDO=redo,
             BLOCK=plan.block,
@@ -328,8 +282,9 @@ class CudaBackend:
         plan = part.plan
         self._launch(
             kernels.sum_kernel,
-            (plan.n, rows),
-            *(plan.table, part.partials, sums, self._eps, self._eps2, plan.n, plan.n_chunks, self._size, row),
+            (plan.num_tensors, rows),
+            *(plan.table, part.partials, sums, self._options.eps, self._options.eps2),
+            *(plan.num_tensors, plan.num_chunks, self._num_slots, row),
             GUESS=guess,
             REDO=redo,
             BLOCK=1024,
@@ -342,25 +297,26 @@ class CudaBackend:
                 plan = part.plan
                 self._launch(
                     kernels.apply_kernel,
-                    (plan.n_chunks,),
+                    (plan.num_chunks,),
                     *(plan.table, part.gradients, plan.chunks, sums, part.weights, self._lr),
-                    *(self._grad_scale, self._found_inf, part.decay, part.gain, part.count),
-                    *(self._ceiling, self._eps, self._eps2),
+                    *(self._tensors.grad_scale, self._tensors.found_inf, part.beta2_t, part.rest2_t, part.t),
+                    *(self._ceiling, self._options.eps, self._options.eps2),
                     **self._rates,
                     **plan.limits,
-                    n=plan.n,
-                    n_slots=self._size,
-                    chunk=plan.chunk,
+                    num_tensors=plan.num_tensors,
+                    num_slots=self._num_slots,
+                    chunk_size=plan.chunk_size,
                     **plan.types,
-                    **self._options,
-                    CLIP=self._clip is not None,
-                    STOCHASTIC=self._stochastic and plan.types["P"] is tl.bfloat16,
+                    **self._constants,
+                    CLIP=self._options.clip is not None,
+                    STOCHASTIC=self._options.stochastic_rounding and plan.types["P"] is tl.bfloat16,
                     LR_TENSOR=isinstance(self._lr, Tensor),
                     BLOCK=plan.block,
                     num_warps=_WARPS,
                 )
             for target, copy in self._copies:
                 target.copy_(copy)
+        written(self._tensors.params, self._tensors.momentums, self._tensors.fims)
 
     def _launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         kernel[grid](*args, **options)
@@ -372,39 +328,34 @@ class CudaBackend:
         return torch.cuda.device(self._device)
 
     def _new_sums(self) -> Tensor:
-        return torch.empty((3, self._size), dtype=torch.float64, device=self._device)
+        return torch.empty((3, self._num_slots), dtype=torch.float64, device=self._device)
 
-    def _part(
-        self,
-        tensors: list[list[Tensor]],
-        numbers: list[list[int]],
-        beta2: float,
-        capturable: bool,
-    ) -> _Part:
+    def _part(self, tensors: list[list[Tensor]], numbers: list[list[int]]) -> _Part:
         params, grads, momentums, fims, steps = tensors
+        beta2, capturable = self._options.beta2, self._options.capturable
         owner = momentums[0]
         four = (params, grads, momentums, fims)
         if not all(map(Tensor.is_contiguous, chain(*four))) or any(map(Tensor.is_neg, chain(*four))):
             self._copy_unlike(params, grads, momentums, fims)
         plan = _plan(owner, params, grads[0].dtype, momentums, fims, numbers, capturable, self._launch)
         gradients = plan.addresses("gradients", grads, self._launch)
-        partials = torch.empty(3 * plan.n_chunks + 1, dtype=torch.float64, device=self._device)
+        partials = torch.empty(3 * plan.num_chunks + 1, dtype=torch.float64, device=self._device)
         part = _Part(plan, gradients, partials, tensors)
         if capturable or not steps[0].is_cpu:
-            part.weights = torch.empty((3, plan.n), dtype=torch.float32, device=self._device)
+            part.weights = torch.empty((3, plan.num_tensors), dtype=torch.float32, device=self._device)
             self._launch(
                 kernels.fim_weights_kernel,
-                (-(-plan.n // 128),),
+                (-(-plan.num_tensors // 128),),
                 *(plan.addresses("steps", steps, self._launch), part.weights),
-                *(math.log(beta2) if beta2 > 0 else -math.inf, 1.0 - beta2, plan.n),
+                *(math.log(beta2) if beta2 > 0 else -math.inf, 1.0 - beta2, plan.num_tensors),
                 BLOCK=128,
                 num_warps=4,
             )
             return part
         ts = [step.item() for step in steps]
         if len(set(ts)) == 1:
-            decay, gain = fim_weights(beta2, ts[0])
-            part.decay, part.gain, part.count = float(decay), float(gain), int(ts[0])
+            beta2_t, rest2_t = fim_weights(beta2, ts[0])
+            part.beta2_t, part.rest2_t, part.t = float(beta2_t), float(rest2_t), int(ts[0])
         else:
             weights = zip(*(fim_weights(beta2, t) for t in ts), strict=True)
             part.weights = _to_device([*weights, ts], torch.float32, self._device)
@@ -435,10 +386,10 @@ class _Part:
     def __init__(self, plan: _Plan, gradients: Tensor, partials: Tensor, tensors: list[list[Tensor]]) -> None:
         self.plan = plan
         self.tensors = tensors  # so that they stay where the tables say
-        self.gradients = gradients  # addresses, int64 (n,)
-        self.partials = partials  # sums of g^2, n^2 and w^2 of each chunk, and a flag; float64 (3 n_chunks + 1,)
-        # beta2_t, 1 - beta2_t and t: one number for all tensors, or a table, float32 (3, n)
-        self.decay, self.gain, self.count = 0.0, 0.0, 0
+        self.gradients = gradients  # addresses, int64 (N,)
+        self.partials = partials  # sums of g^2, n^2 and w^2 of each chunk, and a flag; float64 (3 num_chunks + 1,)
+        # beta2_t, 1 - beta2_t and t: one number for all tensors, or a table, float32 (3, N)
+        self.beta2_t, self.rest2_t, self.t = 0.0, 0.0, 0
         self.weights: Tensor | None = None
 
 
@@ -456,20 +407,20 @@ class _Plan:
     ) -> None:
         """`columns` are those of the table of tensors (see `fadam.fused.cuda_kernels`) but for FIRST and COUNT."""
         self.types, self.limits, self.block, self.stream = types, limits, block, stream
-        self.n = len(columns)
+        self.num_tensors = len(columns)
         sizes = [column[kernels.SIZE.value] for column in columns]
-        self.chunk = _CHUNKS[0]
-        while self.chunk < _CHUNKS[1] and sum(sizes) > _PROGRAMS * self.chunk:
-            self.chunk *= 2
-        counts = [-(-size // self.chunk) for size in sizes]
+        self.chunk_size = _CHUNKS[0]
+        while self.chunk_size < _CHUNKS[1] and sum(sizes) > _PROGRAMS * self.chunk_size:
+            self.chunk_size *= 2
+        counts = [-(-size // self.chunk_size) for size in sizes]
         firsts = [0, *accumulate(counts)]
-        self.n_chunks = firsts.pop()
+        self.num_chunks = firsts.pop()
         rows: list[Sequence[int]] = [*zip(*columns, strict=True)]
         rows[kernels.FIRST.value : kernels.FIRST.value] = [firsts, counts]
         self.table = _to_device(rows, torch.int64, device)
         host: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
-        tensor = torch.repeat_interleave(torch.arange(self.n, **host), torch.tensor(counts, **host))
-        number = torch.arange(self.n_chunks, **host) - torch.tensor(firsts, **host)[tensor]
+        tensor = torch.repeat_interleave(torch.arange(self.num_tensors, **host), torch.tensor(counts, **host))
+        number = torch.arange(self.num_chunks, **host) - torch.tensor(firsts, **host)[tensor]
         self.chunks = _to_device(torch.stack([tensor, number], 1), torch.int32, device)
         self._known: dict[str, tuple[list[int], Tensor]] = {}
         self._captured: list[Tensor] = []
@@ -484,7 +435,7 @@ class _Plan:
                 self._captured.append(table)  # the graph does not hold it
             return table
         if capturing:
-            table = torch.empty(self.n, dtype=torch.int64, device=table.device)
+            table = torch.empty(self.num_tensors, dtype=torch.int64, device=table.device)
             write_addresses(table, now, launch)
             return table
         table = _to_device(now, torch.int64, table.device)
@@ -548,7 +499,7 @@ def write_addresses(table: Tensor, addresses: list[int], launch: Callable[..., N
             kernels.address_kernel,
             (1,),
             *(table, tuple(odd), first, len(addresses)),
-            SIZE=_ADDRESSES,
+            ADDRESSES=_ADDRESSES,
             num_warps=1,
         )
 

@@ -74,23 +74,23 @@ def _square(x):
 
 
 @triton.jit
-def _fim_weights(weights, decay, gain, i, n):
+def _fim_weights(weights, beta2_t, rest2_t, i, num_tensors):
     """beta2_t and 1 - beta2_t of tensor i: from the table where steps differ or live on the device."""
     if weights is not None:
-        decay = tl.load(weights + i)
-        gain = tl.load(weights + n + i)
-    return decay, gain
+        beta2_t = tl.load(weights + i)
+        rest2_t = tl.load(weights + num_tensors + i)
+    return beta2_t, rest2_t
 
 
 @triton.jit
-def _fim(f, g, decay, gain):
+def _fim(f, g, beta2_t, rest2_t):
     """f_t, at most the largest float32; a NaN stays one."""
-    f = decay * f + (gain * g) * g
+    f = beta2_t * f + (rest2_t * g) * g
     return tl.where(f > LARGEST, LARGEST, f)
 
 
 @triton.jit
-def _metric(f, term, RHO: tl.constexpr):
+def _metric(f, eps_term, RHO: tl.constexpr):
     """d_t = f^rho + eps_t^(2 rho); infinite where that is 0, so that what is divided by it is 0."""
     if RHO == 0.5:
         root = tl.sqrt_rn(f)
@@ -100,7 +100,7 @@ def _metric(f, term, RHO: tl.constexpr):
         tiny = f < SMALLEST  # which the hardware's logarithm takes for 0
         power = tl.log2(tl.where(tiny, f * 16777216.0, f)) - tl.where(tiny, 24.0, 0.0)
         root = tl.exp2(power * RHO)
-    d = root + term
+    d = root + eps_term
     return tl.where(d == 0.0, float("inf"), d)
 
 
@@ -126,7 +126,7 @@ def _epsilon_is_bound(total, numel, eps, eps2):
 def _epsilon_term(sums, slot, numel, ceiling, eps, eps2, RHO: tl.constexpr, EPS_MODE: tl.constexpr):
     """eps_t^(2 rho) of one tensor, a float32 number; `ceiling` is eps^(2 rho)."""
     if EPS_MODE == "fixed":
-        term = ceiling
+        eps_term = ceiling
     else:
         total = tl.load(sums + slot)
         if EPS_MODE == "adaptive":
@@ -139,8 +139,8 @@ def _epsilon_term(sums, slot, numel, ceiling, eps, eps2, RHO: tl.constexpr, EPS_
             x = tl.where(x == 0.0, 0.0, tl.exp2(tl.log2(x) * (2.0 * RHO)))
         if EPS_MODE == "scaled":
             x = x * ceiling
-        term = tl.where(bound, ceiling, x).to(tl.float32)
-    return term
+        eps_term = tl.where(bound, ceiling, x).to(tl.float32)
+    return eps_term
 
 
 @triton.jit
@@ -172,67 +172,67 @@ def _round_stochastically(x, element, key):
 
 
 @triton.jit
-def _chunk_of(chunks, number, table, n, chunk):
+def _chunk_of(chunks, number, table, num_tensors, chunk_size):
     """Tensor, first element (int64) and number of elements (int32) of a chunk."""
     i = tl.load(chunks + 2 * number)
-    start = tl.load(chunks + 2 * number + 1).to(tl.int64) * chunk
-    left = tl.load(table + SIZE * n + i) - start
-    size = tl.where(left < chunk, left, chunk).to(tl.int32)
+    start = tl.load(chunks + 2 * number + 1).to(tl.int64) * chunk_size
+    left = tl.load(table + SIZE * num_tensors + i) - start
+    size = tl.where(left < chunk_size, left, chunk_size).to(tl.int32)
     return i, start, size
 
 
-@triton.jit(do_not_specialize=["n"])
-def fim_weights_kernel(addresses, weights, log_beta2, rest2, n, BLOCK: tl.constexpr):
-    """beta2_t, 1 - beta2_t and t of every tensor, float32 (3, n), from steps on the device.
+@triton.jit(do_not_specialize=["num_tensors"])
+def fim_weights_kernel(addresses, weights, log_beta2, rest2, num_tensors, BLOCK: tl.constexpr):
+    """beta2_t, 1 - beta2_t and t of every tensor, float32 (3, num_tensors), from steps on the device.
 
     beta2_t = 1 - (1 - beta2) / (1 - beta2^t), in float64, where 1 - beta2^t keeps its digits.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < n
+    inside = i < num_tensors
     step = tl.load(addresses + i, mask=inside, other=0).to(tl.pointer_type(tl.float32))
     t = tl.load(step, mask=inside, other=1.0)
-    gain = rest2 / (1.0 - tl.exp(t.to(tl.float64) * log_beta2))
-    gain = tl.where(t == 1.0, 1.0, gain)
-    tl.store(weights + i, (1.0 - gain).to(tl.float32), mask=inside)
-    tl.store(weights + n + i, gain.to(tl.float32), mask=inside)
-    tl.store(weights + 2 * n + i, t, mask=inside)
+    rest2_t = rest2 / (1.0 - tl.exp(t.to(tl.float64) * log_beta2))
+    rest2_t = tl.where(t == 1.0, 1.0, rest2_t)
+    tl.store(weights + i, (1.0 - rest2_t).to(tl.float32), mask=inside)
+    tl.store(weights + num_tensors + i, rest2_t.to(tl.float32), mask=inside)
+    tl.store(weights + 2 * num_tensors + i, t, mask=inside)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["num_tensors"])
 def gradient_kernel(
     table,
     gradients,
     chunks,
     partials,
     grad_scale,
-    n,
-    chunk,
+    num_tensors,
+    chunk_size,
     G: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Sums of g^2, one a chunk: 4 bytes a float32 parameter."""
     number = tl.program_id(0)
-    i, start, size = _chunk_of(chunks, number, table, n, chunk)
+    i, start, size = _chunk_of(chunks, number, table, num_tensors, chunk_size)
     address = tl.load(gradients + i)
     unscale = _unscale(grad_scale)
     lane = tl.arange(0, BLOCK)
     narrow = tl.arange(0, BLOCK // 4)
-    whole = tl.where(address % 16 == 0, size // 8 * 8, 0)
+    wide = tl.where(address % 16 == 0, size // 8 * 8, 0)
     total = tl.full((BLOCK // 4,), 0.0, tl.float64)
     g_base = tl.multiple_of(address.to(tl.pointer_type(G)), 16) + start
-    for at in range(0, whole, BLOCK):
-        total += _squares(_load_gradient(g_base, at + lane, whole, unscale, MAXIMIZE), BLOCK)
+    for at in range(0, wide, BLOCK):
+        total += _squares(_load_gradient(g_base, at + lane, wide, unscale, MAXIMIZE), BLOCK)
     g_base = address.to(tl.pointer_type(G)) + start
-    for at in range(whole, size, BLOCK // 4):
+    for at in range(wide, size, BLOCK // 4):
         total += _square(_load_gradient(g_base, at + narrow, size, unscale, MAXIMIZE))
     tl.store(partials + number, tl.sum(total, 0))
 
 
 @triton.jit
 def _directions(
-    g_base, f_base, p_base, index, end, unscale, decay, gain, term,
-    RHO: tl.constexpr, MAXIMIZE: tl.constexpr, WEIGHT_DECAY: tl.constexpr,
+    g_base, f_base, p_base, index, end, unscale, beta2_t, rest2_t, eps_term,
+    RHO: tl.constexpr, MAXIMIZE: tl.constexpr, WITH_W: tl.constexpr,
 ):  # fmt: skip
     """g, n and w of one block before the clip; w is n where there is no weight decay.
 
@@ -241,17 +241,17 @@ def _directions(
     """
     g = _load_gradient(g_base, index, end, unscale, MAXIMIZE)
     f = _load(f_base, index, end)
-    if WEIGHT_DECAY:
+    if WITH_W:
         theta = _load(p_base, index, end)
-    d = _metric(_fim(f, g, decay, gain), term, RHO)
+    d = _metric(_fim(f, g, beta2_t, rest2_t), eps_term, RHO)
     n = g / d
     w = n
-    if WEIGHT_DECAY:
+    if WITH_W:
         w = _cut(theta / d, LARGEST)
     return g, n, w
 
 
-@triton.jit(do_not_specialize=["n", "n_chunks"])
+@triton.jit(do_not_specialize=["num_tensors", "num_chunks"])
 def metric_kernel(
     table,
     gradients,
@@ -260,21 +260,21 @@ def metric_kernel(
     sums,
     weights,
     grad_scale,
-    decay,
-    gain,
+    beta2_t,
+    rest2_t,
     ceiling,
     eps,
     eps2,
-    n,
-    n_chunks,
-    chunk,
+    num_tensors,
+    num_chunks,
+    chunk_size,
     G: tl.constexpr,
     F: tl.constexpr,
     P: tl.constexpr,
     RHO: tl.constexpr,
     EPS_MODE: tl.constexpr,
     MAXIMIZE: tl.constexpr,
-    WEIGHT_DECAY: tl.constexpr,
+    WITH_W: tl.constexpr,
     GUESS: tl.constexpr,
     REDO: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -287,27 +287,27 @@ def metric_kernel(
     """
     number = tl.program_id(0)
     if GUESS:
-        tl.store(partials + 3 * n_chunks, 0.0, mask=number == 0)
+        tl.store(partials + 3 * num_chunks, 0.0, mask=number == 0)
     if REDO:  # noqa: SIM102 (what stands in there must not even be compiled otherwise)
-        if tl.load(partials + 3 * n_chunks) == 0.0:
+        if tl.load(partials + 3 * num_chunks) == 0.0:
             return
-    i, start, size = _chunk_of(chunks, number, table, n, chunk)
-    numel = tl.load(table + NUMEL * n + i)
-    slot = tl.load(table + SLOT * n + i)
+    i, start, size = _chunk_of(chunks, number, table, num_tensors, chunk_size)
+    numel = tl.load(table + NUMEL * num_tensors + i)
+    slot = tl.load(table + SLOT * num_tensors + i)
     keep = size > 0
     if REDO:
         keep = _epsilon_is_bound(tl.load(sums + slot), numel, eps, eps2) == 0
         size = tl.where(keep, size, 0)
-    term = ceiling if GUESS else _epsilon_term(sums, slot, numel, ceiling, eps, eps2, RHO, EPS_MODE)
-    decay, gain = _fim_weights(weights, decay, gain, i, n)
+    eps_term = ceiling if GUESS else _epsilon_term(sums, slot, numel, ceiling, eps, eps2, RHO, EPS_MODE)
+    beta2_t, rest2_t = _fim_weights(weights, beta2_t, rest2_t, i, num_tensors)
     unscale = _unscale(grad_scale)
 
     g_address = tl.load(gradients + i)
-    f_address = tl.load(table + FIM * n + i)
-    p_address = tl.load(table + PARAM * n + i)
+    f_address = tl.load(table + FIM * num_tensors + i)
+    p_address = tl.load(table + PARAM * num_tensors + i)
     lane = tl.arange(0, BLOCK)
     narrow = tl.arange(0, BLOCK // 4)
-    whole = tl.where((g_address | f_address | p_address) % 16 == 0, size // 8 * 8, 0)
+    wide = tl.where((g_address | f_address | p_address) % 16 == 0, size // 8 * 8, 0)
     g_total = tl.full((BLOCK // 4,), 0.0, tl.float64)
     n_total = tl.full((BLOCK // 4,), 0.0, tl.float64)
     w_total = tl.full((BLOCK // 4,), 0.0, tl.float64)
@@ -315,81 +315,81 @@ def metric_kernel(
     g_base = tl.multiple_of(g_address.to(tl.pointer_type(G)), 16) + start
     f_base = tl.multiple_of(f_address.to(tl.pointer_type(F)), 16) + start
     p_base = tl.multiple_of(p_address.to(tl.pointer_type(P)), 16) + start
-    for at in range(0, whole, BLOCK):
-        g, natural, w = _directions(
-            g_base, f_base, p_base, at + lane, whole, unscale, decay, gain, term, RHO, MAXIMIZE, WEIGHT_DECAY
+    for at in range(0, wide, BLOCK):
+        g, n, w = _directions(
+            g_base, f_base, p_base, at + lane, wide, unscale, beta2_t, rest2_t, eps_term, RHO, MAXIMIZE, WITH_W
         )
         if GUESS:
             g_total += _squares(g, BLOCK)
-        n_total += _squares(natural, BLOCK)
-        if WEIGHT_DECAY:
+        n_total += _squares(n, BLOCK)
+        if WITH_W:
             w_total += _squares(w, BLOCK)
 
     g_base = g_address.to(tl.pointer_type(G)) + start
     f_base = f_address.to(tl.pointer_type(F)) + start
     p_base = p_address.to(tl.pointer_type(P)) + start
-    for at in range(whole, size, BLOCK // 4):
-        g, natural, w = _directions(
-            g_base, f_base, p_base, at + narrow, size, unscale, decay, gain, term, RHO, MAXIMIZE, WEIGHT_DECAY
+    for at in range(wide, size, BLOCK // 4):
+        g, n, w = _directions(
+            g_base, f_base, p_base, at + narrow, size, unscale, beta2_t, rest2_t, eps_term, RHO, MAXIMIZE, WITH_W
         )
         if GUESS:
             g_total += _square(g)
-        n_total += _square(natural)
-        if WEIGHT_DECAY:
+        n_total += _square(n)
+        if WITH_W:
             w_total += _square(w)
 
     if GUESS:
         tl.store(partials + number, tl.sum(g_total, 0))
-    tl.store(partials + n_chunks + number, tl.sum(n_total, 0), mask=keep)
-    if WEIGHT_DECAY:
-        tl.store(partials + 2 * n_chunks + number, tl.sum(w_total, 0), mask=keep)
+    tl.store(partials + num_chunks + number, tl.sum(n_total, 0), mask=keep)
+    if WITH_W:
+        tl.store(partials + 2 * num_chunks + number, tl.sum(w_total, 0), mask=keep)
 
 
-@triton.jit(do_not_specialize=["n", "n_chunks", "n_slots", "row"])
+@triton.jit(do_not_specialize=["num_tensors", "num_chunks", "num_slots", "row"])
 def sum_kernel(
     table,
     partials,
     sums,
     eps,
     eps2,
-    n,
-    n_chunks,
-    n_slots,
+    num_tensors,
+    num_chunks,
+    num_slots,
     row,
     GUESS: tl.constexpr,
     REDO: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rows `row` and following of `sums` (3, n_slots), one program a tensor and row, from those of `partials`."""
+    """Rows `row` and following of `sums` (3, num_slots), one program a tensor and row, from those of `partials`."""
     if REDO:  # noqa: SIM102 (what stands in there must not even be compiled otherwise)
-        if tl.load(partials + 3 * n_chunks) == 0.0:
+        if tl.load(partials + 3 * num_chunks) == 0.0:
             return
     i = tl.program_id(0)
     row += tl.program_id(1)
-    slot = tl.load(table + SLOT * n + i)
-    first = tl.load(table + FIRST * n + i).to(tl.int32)
-    count = tl.load(table + COUNT * n + i).to(tl.int32)
+    slot = tl.load(table + SLOT * num_tensors + i)
+    first = tl.load(table + FIRST * num_tensors + i).to(tl.int32)
+    count = tl.load(table + COUNT * num_tensors + i).to(tl.int32)
     keep = count > 0
     if REDO:
-        keep = _epsilon_is_bound(tl.load(sums + slot), tl.load(table + NUMEL * n + i), eps, eps2) == 0
+        keep = _epsilon_is_bound(tl.load(sums + slot), tl.load(table + NUMEL * num_tensors + i), eps, eps2) == 0
         count = tl.where(keep, count, 0)
-    base = partials + row.to(tl.int64) * n_chunks + first
+    base = partials + row.to(tl.int64) * num_chunks + first
     lane = tl.arange(0, BLOCK)
     totals = tl.full((BLOCK,), 0.0, tl.float64)
     for at in range(0, count, BLOCK):
         totals += tl.load(base + at + lane, mask=at + lane < count, other=0.0)
     total = tl.sum(totals, 0)
-    tl.store(sums + row.to(tl.int64) * n_slots + slot, total, mask=keep)
+    tl.store(sums + row.to(tl.int64) * num_slots + slot, total, mask=keep)
     if GUESS:
-        wrong = _epsilon_is_bound(total, tl.load(table + NUMEL * n + i), eps, eps2) == 0
-        tl.store(partials + 3 * n_chunks, 1.0, mask=(row == 0) & wrong)
+        wrong = _epsilon_is_bound(total, tl.load(table + NUMEL * num_tensors + i), eps, eps2) == 0
+        tl.store(partials + 3 * num_chunks, 1.0, mask=(row == 0) & wrong)
 
 
 @triton.jit
 def _update(
-    g_base, f_base, m_base, p_base, index, end, element, key, unscale, decay, gain, term, n_factor, w_factor, lr,
-    beta1, rest1, weight_decay, m_largest, f_largest,
-    RHO: tl.constexpr, MAXIMIZE: tl.constexpr, WEIGHT_DECAY: tl.constexpr, CLIP: tl.constexpr,
+    g_base, f_base, m_base, p_base, index, end, element, key, unscale, beta2_t, rest2_t, eps_term, n_factor, w_factor,
+    lr, beta1, rest1, weight_decay, m_largest, f_largest,
+    RHO: tl.constexpr, MAXIMIZE: tl.constexpr, WITH_W: tl.constexpr, CLIP: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):  # fmt: skip
     """f_t, m_t and theta_t of one block."""
@@ -397,14 +397,14 @@ def _update(
     f = _load(f_base, index, end)
     theta = _load(p_base, index, end)
     m = _load(m_base, index, end)
-    f = _fim(f, g, decay, gain)
-    d = _metric(f, term, RHO)
+    f = _fim(f, g, beta2_t, rest2_t)
+    d = _metric(f, eps_term, RHO)
     n = tl.div_rn(g, d)
     if CLIP:
         n = n * n_factor
     m = beta1 * m + rest1 * n
     update = m
-    if WEIGHT_DECAY:
+    if WITH_W:
         w = _cut(tl.div_rn(theta, d), LARGEST)
         if CLIP:
             w = w * w_factor
@@ -417,7 +417,7 @@ def _update(
     _store(p_base, index, end, theta)
 
 
-@triton.jit(do_not_specialize=["n", "n_slots", "count"])
+@triton.jit(do_not_specialize=["num_tensors", "num_slots", "t"])
 def apply_kernel(
     table,
     gradients,
@@ -427,9 +427,9 @@ def apply_kernel(
     lr,
     grad_scale,
     found_inf,
-    decay,
-    gain,
-    count,
+    beta2_t,
+    rest2_t,
+    t,
     ceiling,
     eps,
     eps2,
@@ -439,9 +439,9 @@ def apply_kernel(
     clip,
     m_largest,
     f_largest,
-    n,
-    n_slots,
-    chunk,
+    num_tensors,
+    num_slots,
+    chunk_size,
     G: tl.constexpr,
     F: tl.constexpr,
     M: tl.constexpr,
@@ -449,7 +449,7 @@ def apply_kernel(
     RHO: tl.constexpr,
     EPS_MODE: tl.constexpr,
     MAXIMIZE: tl.constexpr,
-    WEIGHT_DECAY: tl.constexpr,
+    WITH_W: tl.constexpr,
     CLIP: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     LR_TENSOR: tl.constexpr,
@@ -460,66 +460,66 @@ def apply_kernel(
     The chunks go backwards, because the last ones of the pass before are still in the cache.
     """
     number = tl.num_programs(0) - 1 - tl.program_id(0)
-    i, start, size = _chunk_of(chunks, number, table, n, chunk)
+    i, start, size = _chunk_of(chunks, number, table, num_tensors, chunk_size)
     if found_inf is not None:
         size = tl.where(tl.load(found_inf) == 0.0, size, 0)
-    numel = tl.load(table + NUMEL * n + i)
-    slot = tl.load(table + SLOT * n + i)
-    term = _epsilon_term(sums, slot, numel, ceiling, eps, eps2, RHO, EPS_MODE)
+    numel = tl.load(table + NUMEL * num_tensors + i)
+    slot = tl.load(table + SLOT * num_tensors + i)
+    eps_term = _epsilon_term(sums, slot, numel, ceiling, eps, eps2, RHO, EPS_MODE)
     n_factor = 1.0
     w_factor = 1.0
     if CLIP:
-        n_factor = _clip_factor(tl.load(sums + n_slots + slot), numel, clip)
-        if WEIGHT_DECAY:
-            w_factor = _clip_factor(tl.load(sums + 2 * n_slots + slot), numel, clip)
-    decay, gain = _fim_weights(weights, decay, gain, i, n)
+        n_factor = _clip_factor(tl.load(sums + num_slots + slot), numel, clip)
+        if WITH_W:
+            w_factor = _clip_factor(tl.load(sums + 2 * num_slots + slot), numel, clip)
+    beta2_t, rest2_t = _fim_weights(weights, beta2_t, rest2_t, i, num_tensors)
     unscale = _unscale(grad_scale)
     if LR_TENSOR:
         lr = tl.load(lr).to(tl.float32)
     element = start
     key = i
     if STOCHASTIC:
-        element = start + tl.load(table + OFFSET * n + i)
+        element = start + tl.load(table + OFFSET * num_tensors + i)
         if weights is not None:
-            count = tl.load(weights + 2 * n + i).to(tl.int32)
-        key = _mix(_mix(count.to(tl.uint32)) + tl.load(table + INDEX * n + i).to(tl.uint32))
+            t = tl.load(weights + 2 * num_tensors + i).to(tl.int32)
+        key = _mix(_mix(t.to(tl.uint32)) + tl.load(table + INDEX * num_tensors + i).to(tl.uint32))
 
     g_address = tl.load(gradients + i)
-    f_address = tl.load(table + FIM * n + i)
-    m_address = tl.load(table + MOMENTUM * n + i)
-    p_address = tl.load(table + PARAM * n + i)
+    f_address = tl.load(table + FIM * num_tensors + i)
+    m_address = tl.load(table + MOMENTUM * num_tensors + i)
+    p_address = tl.load(table + PARAM * num_tensors + i)
     lane = tl.arange(0, BLOCK)
     narrow = tl.arange(0, BLOCK // 4)
-    whole = tl.where((g_address | f_address | m_address | p_address) % 16 == 0, size // 8 * 8, 0)
+    wide = tl.where((g_address | f_address | m_address | p_address) % 16 == 0, size // 8 * 8, 0)
 
     g_base = tl.multiple_of(g_address.to(tl.pointer_type(G)), 16) + start
     f_base = tl.multiple_of(f_address.to(tl.pointer_type(F)), 16) + start
     m_base = tl.multiple_of(m_address.to(tl.pointer_type(M)), 16) + start
     p_base = tl.multiple_of(p_address.to(tl.pointer_type(P)), 16) + start
-    for at in range(0, whole, BLOCK):
+    for at in range(0, wide, BLOCK):
         _update(
-            g_base, f_base, m_base, p_base, at + lane, whole, element, key, unscale, decay, gain, term, n_factor,
-            w_factor, lr, beta1, rest1, weight_decay, m_largest, f_largest,
-            RHO, MAXIMIZE, WEIGHT_DECAY, CLIP, STOCHASTIC,
+            g_base, f_base, m_base, p_base, at + lane, wide, element, key, unscale, beta2_t, rest2_t, eps_term,
+            n_factor, w_factor, lr, beta1, rest1, weight_decay, m_largest, f_largest,
+            RHO, MAXIMIZE, WITH_W, CLIP, STOCHASTIC,
         )  # fmt: skip
 
     g_base = g_address.to(tl.pointer_type(G)) + start
     f_base = f_address.to(tl.pointer_type(F)) + start
     m_base = m_address.to(tl.pointer_type(M)) + start
     p_base = p_address.to(tl.pointer_type(P)) + start
-    for at in range(whole, size, BLOCK // 4):
+    for at in range(wide, size, BLOCK // 4):
         _update(
-            g_base, f_base, m_base, p_base, at + narrow, size, element, key, unscale, decay, gain, term, n_factor,
-            w_factor, lr, beta1, rest1, weight_decay, m_largest, f_largest,
-            RHO, MAXIMIZE, WEIGHT_DECAY, CLIP, STOCHASTIC,
+            g_base, f_base, m_base, p_base, at + narrow, size, element, key, unscale, beta2_t, rest2_t, eps_term,
+            n_factor, w_factor, lr, beta1, rest1, weight_decay, m_largest, f_largest,
+            RHO, MAXIMIZE, WITH_W, CLIP, STOCHASTIC,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["first", "n"])
-def address_kernel(table, odd, first, n, SIZE: tl.constexpr):
-    """Write up to SIZE addresses, which the launch itself carries, into a table of n, from entry `first` on.
+@triton.jit(do_not_specialize=["first", "num_tensors"])
+def address_kernel(table, odd, first, num_tensors, ADDRESSES: tl.constexpr):
+    """Write up to ADDRESSES addresses, which the launch itself carries, into a table, from its entry `first` on.
 
     `odd` holds 2 address + 1, so that the launch is never specialised, that is compiled anew, for what divides them.
     """
-    for k in tl.static_range(SIZE):
-        tl.store(table + first + k, odd[k] >> 1, mask=first + k < n)
+    for k in tl.static_range(ADDRESSES):
+        tl.store(table + first + k, odd[k] >> 1, mask=first + k < num_tensors)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats  # type: ignore[import-untyped,unused-ignore]
+from scipy import stats
 
 from experiments.analysis.__main__ import main
-from experiments.analysis.compare import Comparison, comparisons, line, prediction
+from experiments.analysis.compare import Comparison, comparisons, line
+from experiments.analysis.comparisons import interval
 from experiments.core.catalogue import task
 from experiments.core.errors import ConfigError
 from tests.made_up import content, put
@@ -40,11 +41,11 @@ def cells(found: Comparison, name: str) -> list[str]:
 
 def test_prediction_interval() -> None:
     values = np.array([1.0, 2.0, 3.0, 4.0])
-    low, high = prediction(values, 2) or (0.0, 0.0)
+    _, low, high = interval(values, 2) or (0.0, 0.0, 0.0)
     half = stats.t.ppf(0.975, 3) * values.std(ddof=1) * np.sqrt(1 / 4 + 1 / 2)
     assert (low, high) == pytest.approx((2.5 - half, 2.5 + half))
-    assert prediction(values[:1], 2) is None
-    assert prediction(np.array([1.0, np.inf]), 2) is None
+    assert interval(values[:1], 2) is None
+    assert interval(np.array([1.0, np.inf]), 2) is None
 
 
 def test_the_same_runs_agree(tmp_path: Path) -> None:

@@ -60,12 +60,12 @@ def test_runs_up_to_the_look_that_decided_stay_planned(study: Study) -> None:
 
 def test_pairs_end_at_the_first_seed_that_is_missing(study: Study, records: Path, tmp_path: Path) -> None:
     planner = study.planners["llm"]
-    comparison, tuned = planner.protocol.comparisons[0], study.tuned["llm"]
+    arms, tuned = ("fadam", "adamw_clip"), study.tuned["llm"]
     runs = planner.evaluation("fadam", tuned["fadam"], 4, "")
     other = planner.evaluation("adamw_clip", tuned["adamw_clip"], 4, "")
     for run in (*runs[:1], *runs[2:], *other):
         write(tmp_path, run, 1.5)
-    found = pairs_of(Planner(planner.protocol, Records([tmp_path]), lambda *_: False), comparison, tuned)
+    found = pairs_of(Planner(planner.protocol, Records([tmp_path]), lambda *_: False), arms, 4, tuned)
     assert [[r.seed for r in side] for side in found] == [[201], [201]]
 
 
@@ -76,7 +76,7 @@ def test_a_record_without_the_metric_is_named(study: Study, tmp_path: Path) -> N
     fresh = Planner(planner.protocol, Records([tmp_path]), lambda *_: False)
     from experiments.analysis.comparisons import _values
 
-    one, _ = pairs_of(fresh, planner.protocol.comparisons[0], tuned)
+    one, _ = pairs_of(fresh, ("fadam", "adamw_clip"), 1, tuned)
     with pytest.raises(UserError, match="has no metric"):
         _values(one, planner.protocol)
 

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped,unused-ignore]
-from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped,unused-ignore]
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
-from experiments.analysis.families import Comparison, holm, judge, words
+from experiments.analysis.families import Comparison, Verdict, holm, judge, words
 from experiments.analysis.looks import Array, Evidence, evidence, repeated_interval
 
 INF, NAN = math.inf, math.nan
@@ -19,6 +19,10 @@ MAIN, SWITCHES = (12, 20, 40), (12, 20)
 
 def made_up(n: int, mean: float = 0.0, sd: float = 1.0, seed: int = 0) -> Array:
     return np.random.default_rng(seed).normal(mean, sd, n)
+
+
+def judged(family: dict[str, Comparison]) -> dict[str, Verdict]:
+    return dict(zip(family, judge(list(family.values())), strict=True))
 
 
 def test_holm_is_statsmodels() -> None:
@@ -49,7 +53,7 @@ def test_verdicts_of_a_family() -> None:
         "not begun": Comparison(np.empty(0), MAIN, 0.2),
         "too few": Comparison(made_up(11, 5.0), MAIN, 0.2),
     }
-    found = judge(family)
+    found = judged(family)
     assert {name: (v.word, v.pairs, v.decided, v.next_look) for name, v in found.items()} == {
         "better": ("better", 12, 12, None),
         "equivalent": ("equivalent", 12, 12, None),
@@ -62,17 +66,16 @@ def test_verdicts_of_a_family() -> None:
     d = family["better"].differences
     assert [better.mean, better.sd] == pytest.approx([d.mean(), d.std(ddof=1)])
     assert better.interval == pytest.approx(repeated_interval(d, MAIN))
-    assert better.family_interval == pytest.approx(repeated_interval(d, MAIN, 0.05 / 6))
-    assert better.p_superior_holm == pytest.approx(6 * better.p_superior)
+    assert better.p_superior == pytest.approx(6 * evidence(d, MAIN, 0.2).superior[0])
     assert (found["not begun"].mean, found["not begun"].interval, found["not begun"].p_superior) == (None, None, 1.0)
-    assert judge({}) == {}
+    assert judge([]) == []
 
 
 def test_a_verdict_with_diverged_runs() -> None:
     tie, lost = made_up(12, 2.0), made_up(12, 2.0)
     tie[[3, 4]], lost[3] = (INF, -INF), -INF
     won = np.append(made_up(19, 1.0, 0.1), INF)
-    found = judge(
+    found = judged(
         {"tie": Comparison(tie, MAIN, 0.1), "lost": Comparison(lost, MAIN, 0.1), "won": Comparison(won, MAIN, 0.1)}
     )
     assert (found["tie"].word, found["tie"].mean, found["tie"].diverged) == ("undecided", None, (1, 1, 0))
@@ -82,10 +85,10 @@ def test_a_verdict_with_diverged_runs() -> None:
 
 def test_a_rejection_makes_the_level_of_the_others_larger_and_is_kept() -> None:
     first, second = stats.zscore(made_up(12), ddof=1) + 2.4 / math.sqrt(12), made_up(12, 3.0)  # t = 2.4, p = 0.035
-    alone = judge({"a": Comparison(first, (12,), 1e-3), "b": Comparison(np.empty(0), (12,), 1e-3)})
-    assert 0.025 < alone["a"].p_superior < 0.05
+    alone = judged({"a": Comparison(first, (12,), 1e-3), "b": Comparison(np.empty(0), (12,), 1e-3)})
+    assert 0.05 < alone["a"].p_superior < 0.1
     assert alone["a"].word == "undecided"
-    both = judge({"a": Comparison(first, (12,), 1e-3), "b": Comparison(second, (12,), 1e-3)})
+    both = judged({"a": Comparison(first, (12,), 1e-3), "b": Comparison(second, (12,), 1e-3)})
     assert (both["a"].word, both["b"].word) == ("better", "better")
 
 
@@ -155,7 +158,7 @@ def test_false_claims_with_diverged_runs() -> None:
 
 
 def test_studies_find_what_is_there() -> None:
-    # sd 1, family of three, true differences 0.6 = matters, 0, and -0.6: planned power 0.9 at 43 pairs (power.plan).
+    # sd 1, family of three, true differences 0.6 = matters, 0, and -0.6: the power is 0.9 at 43 pairs.
     looks = (13, 22, 43)
     word, pairs = stopped(evidence(draws("normal", 3, looks) + np.array([0.6, 0.0, -0.6])[:, None], looks, 0.6), looks)
     assert [(word[:, i] == w).mean() > 0.9 for i, w in enumerate(("better", "equivalent", "worse"))] == [True] * 3
@@ -168,8 +171,7 @@ def test_stopping_gives_the_verdicts_of_judge() -> None:
     word, pairs = stopped(evidence(d, looks, 0.5), looks)
     assert set(word.ravel()) == {"better", "worse", "equivalent", "undecided"}
     for study in range(len(d)):
-        family = {str(i): Comparison(d[study, i, : pairs[study, i]], looks, 0.5) for i in range(3)}
-        found = judge(family)
-        assert [v.word for v in found.values()] == list(word[study])
-        assert [v.pairs for v in found.values()] == list(pairs[study])
-        assert all(v.decided in (None, v.pairs) for v in found.values())
+        found = judge([Comparison(d[study, i, : pairs[study, i]], looks, 0.5) for i in range(3)])
+        assert [v.word for v in found] == list(word[study])
+        assert [v.pairs for v in found] == list(pairs[study])
+        assert all(v.decided in (None, v.pairs) for v in found)

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from scipy import stats  # type: ignore[import-untyped,unused-ignore]
-from statsmodels.stats.weightstats import ttost_paired  # type: ignore[import-untyped,unused-ignore]
+from scipy import stats
+from statsmodels.stats.weightstats import ttost_paired
 
 from experiments.analysis.looks import (
     Array,

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from experiments.analysis import samples
 from experiments.core.errors import AnalysisError
-from experiments.core.records import Record, load_records
+from experiments.core.records import Record, Records
 from experiments.vqvae.pictures import reconstruction_picture
 from tests.made_up import content, put
 
@@ -33,7 +33,7 @@ def both(root: Path, *seeds: int) -> list[Record]:
     for arm in SHADES:
         for seed in seeds:
             write(root, arm, seed)
-    return load_records(root)
+    return Records([root]).all()
 
 
 def test_pictures_are_of_the_lowest_seed_that_both_finished(tmp_path: Path) -> None:
@@ -59,14 +59,14 @@ def test_a_sheet_holds_them_below_one_another(tmp_path: Path) -> None:
 def test_one_arm_alone_has_no_pictures(tmp_path: Path) -> None:
     write(tmp_path, "fadam", 1)
     write(tmp_path, "adamw_clip", 2)
-    assert samples.pictures(load_records(tmp_path)) == []
+    assert samples.pictures(Records([tmp_path]).all()) == []
 
 
 def test_different_originals_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "adamw_clip")
     write(tmp_path, "fadam", originals=ORIGINALS.flip(0))
     with pytest.raises(AnalysisError, match="show different originals"):
-        samples.pictures(load_records(tmp_path))
+        samples.pictures(Records([tmp_path]).all())
 
 
 def resave(path: Path, size: tuple[int, int] | None = None, **text: str) -> None:
@@ -94,7 +94,7 @@ def test_bad_pictures_are_named(tmp_path: Path, spoil: Callable[[Path], None], w
     path = write(tmp_path, "fadam")
     spoil(path)
     with pytest.raises(AnalysisError, match=words) as error:
-        samples.pictures(load_records(tmp_path))
+        samples.pictures(Records([tmp_path]).all())
     assert str(path) in str(error.value)
 
 
@@ -113,7 +113,7 @@ def test_transcripts_of_every_split_and_continuations(tmp_path: Path) -> None:
         put(tmp_path, content("asr", arm, 1, {}, samples=spoken))
         text = [{"id": "test-0-greedy", "prompt": "Fellow", "hypothesis": " citizens"}]
         put(tmp_path, content("llm", arm, 1, {}, samples=text))
-    records = load_records(tmp_path)
+    records = Records([tmp_path]).all()
     found = samples.transcripts([r for r in records if r.task == "asr"])
     assert [s.title for s in found][::4] == ["test-clean, test-clean-0", "test-human, test-human-0"]
     assert "<ins>&lt;C&gt;</ins>" in found[0].html()

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from experiments.analysis import verdicts
+from experiments.analysis.bowls import bowls
 from experiments.analysis.comparisons import Study
 from experiments.analysis.pages import BEGIN, END, Pages
 from experiments.analysis.verdicts import Finding, load_claims, load_theory
@@ -60,6 +62,23 @@ def test_epsilon(pages: Pages) -> None:
 def test_size_and_context(study: Study) -> None:
     assert "FAdam's gain grows with size: +0.0" in verdicts.size_sentence(study.ladder)
     assert "Better than every main arm, on the same seeds: Muon (0.0" in verdicts.context_sentence(study.contexts)
+
+
+@pytest.mark.parametrize(
+    ("bend", "word"), [(0.05, "Neither is shown"), (0.005, "FAdam is easier"), (0.6, "FAdam is harder")]
+)
+def test_the_wider_bowl_is_easier_to_tune(study: Study, bend: float, word: str) -> None:
+    p = study.planners["llm"].protocol
+    table = study.table.copy()
+    mine = (table["arm"] == "fadam") & (table["part"] == "tune") & (table["protocol"] == "llm")
+    away = np.log(table.loc[mine, "lr"].astype(float) / 0.0025) ** 2
+    table.loc[mine, p.tuning.name] += (bend - 0.05) * away
+    said = verdicts.tuning_sentence(bowls(table, p), p)
+    assert said.startswith(word)
+    assert "within 0.01 bits per byte of its best over a factor of" in said
+    assert "have not been run" in verdicts.tuning_sentence({}, p)
+    few = table[~(mine & (table["lr"] > 0.0025))]
+    assert "Not known yet" in verdicts.tuning_sentence(bowls(few, p), p)
 
 
 def test_the_identity_of_c10_rests_on_the_small_network_and_on_the_tasks(pages: Pages) -> None:

@@ -18,6 +18,7 @@ from experiments.core import checkpoint as ck
 from experiments.core import records as rec
 from experiments.core import run, stopping
 from experiments.core.errors import StorageError
+from tests.conftest import record_path
 from tests.core.test_run import break_off_at, weights, with_callback
 
 # Its validation loss rises after step 20, so that the last evaluation is not the best.
@@ -175,7 +176,7 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_exactly(
         with pytest.raises(SystemExit) as end:
             run.execute(cfg)
     assert end.value.code == 143
-    assert not rec.record_path(cfg).exists()
+    assert not record_path(cfg).exists()
     assert step_of(Path(cfg.paths.run_dir), "last") == saved
     assert without_times(run.execute(cfg)) == without_times(expected)
     ours, others = weights(Path(cfg.paths.run_dir)), weights(Path(cfg.paths.run_dir).with_name("whole-s1"))

@@ -19,7 +19,7 @@ from experiments.core import folder as fo
 from experiments.core import records as rec
 from experiments.core import run
 from experiments.core.errors import ConfigError
-from tests.conftest import ROOT, TEST_CONFIGS
+from tests.conftest import ROOT, TEST_CONFIGS, record_path
 from tests.core.test_run import break_off_at, weights
 
 
@@ -38,7 +38,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, cfg: DictConfig, step: int = 6) -
 def test_a_finished_run_of_another_configuration_is_replaced_only_when_asked(compose_config) -> None:
     words = ("experiment=toy", "optimizer=fadam")
     cfg = compose_config(*words)
-    path = rec.record_path(cfg)
+    path = record_path(cfg)
     run.execute(cfg)
     before = path.read_bytes()
     with pytest.raises(ConfigError) as refused:
@@ -58,9 +58,9 @@ def test_a_finished_run_of_another_configuration_is_replaced_only_when_asked(com
 def test_overwrite_leaves_a_runs_own_record_alone(compose_config) -> None:
     cfg = compose_config("experiment=toy", "overwrite=true")
     run.execute(cfg)
-    before = rec.record_path(cfg).stat().st_mtime_ns
+    before = record_path(cfg).stat().st_mtime_ns
     run.execute(cfg)
-    assert rec.record_path(cfg).stat().st_mtime_ns == before
+    assert record_path(cfg).stat().st_mtime_ns == before
 
 
 def test_an_interrupted_run_of_another_configuration_is_not_taken_up(compose_config, monkeypatch) -> None:

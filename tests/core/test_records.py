@@ -16,7 +16,6 @@ from experiments.core.records import (
     Records,
     RecordWarning,
     check_one_kind,
-    load_records,
     parse_record,
     select,
 )
@@ -31,11 +30,11 @@ def record(arm: str = "fadam", seed: int = 1, **changes: Any) -> Record:
 def test_records_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
     for arm, seed in (("fadam", 2), ("adamw", 1), ("fadam", 1)):
         put(tmp_path, content("llm", arm, seed, {"val/loss": 1.5}))
-    found = load_records(tmp_path)
+    found = Records([tmp_path]).all()
     assert [(r.arm, r.seed) for r in found] == [("adamw", 1), ("fadam", 1), ("fadam", 2)]
     assert found[0].path.is_file()
     assert [r.seed for r in select(found, arm="fadam", seed=2)] == [2]
-    assert load_records(tmp_path / "none") == []
+    assert Records([tmp_path / "none"]).all() == []
 
 
 def test_the_first_folder_counts(tmp_path: Path) -> None:
@@ -65,7 +64,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, changes: dict[str, 
     path = put(tmp_path, content("llm", "fadam", 1, {"val/loss": 1.5}))
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.warns(RecordWarning, match="left out") as seen:
-        assert load_records(tmp_path) == []
+        assert Records([tmp_path]).all() == []
     assert words in str(seen[0].message)
     assert str(path) in str(seen[0].message)
 
@@ -74,10 +73,10 @@ def test_half_a_file_and_other_files(tmp_path: Path) -> None:
     path = put(tmp_path, content("llm", "fadam", 1, {"val/loss": 1.5}))
     (path.parent / ".main-s1.json").write_text("{")
     (path.parent / "notes.json").write_text("{")
-    assert len(load_records(tmp_path)) == 1
+    assert len(Records([tmp_path]).all()) == 1
     path.write_text("[1")
     with pytest.warns(RecordWarning, match="left out"):
-        assert load_records(tmp_path) == []
+        assert Records([tmp_path]).all() == []
 
 
 def test_diverged_and_missing_values() -> None:

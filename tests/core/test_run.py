@@ -18,6 +18,7 @@ from experiments.core.callbacks import ProgressBarWithMetric
 from experiments.core.choices import unknown_keys
 from experiments.core.errors import ConfigError
 from experiments.evaluate import evaluate
+from tests.conftest import record_path
 
 OPTIMIZERS = ("adam", "adamw", "adamw_clip", "fadam")
 
@@ -108,7 +109,7 @@ def test_same_seed_means_same_start_and_same_data_for_every_optimizer(compose_co
 
 def test_a_finished_run_is_not_repeated(compose_config) -> None:
     cfg = compose_config("experiment=toy", "optimizer=fadam")
-    path = rec.record_path(cfg)
+    path = record_path(cfg)
     run.execute(cfg)
     before = path.stat().st_mtime_ns
     run.execute(cfg)
@@ -117,7 +118,7 @@ def test_a_finished_run_is_not_repeated(compose_config) -> None:
 
 def test_a_broken_record_is_made_again(compose_config) -> None:
     cfg = compose_config("experiment=toy")
-    path = rec.record_path(cfg)
+    path = record_path(cfg)
     path.parent.mkdir(parents=True)
     path.write_text('{"schema": 1, "task"')
     run.execute(cfg)
@@ -139,7 +140,7 @@ def test_an_interrupted_run_goes_on_exactly(
         with pytest.raises(RuntimeError, match="broken off"):
             run.execute(cfg)
     folder = Path(cfg.paths.run_dir)
-    assert not rec.record_path(cfg).exists()
+    assert not record_path(cfg).exists()
     assert (folder / "last.ckpt").exists()
     assert not list(folder.parent.glob("*.tmp"))
 
@@ -167,14 +168,14 @@ def test_a_terminated_run_leaves_no_record_and_says_so_by_its_status(compose_con
         with pytest.raises(SystemExit) as end:
             run.execute(cfg)
     assert end.value.code == 143
-    assert not rec.record_path(cfg).exists()
+    assert not record_path(cfg).exists()
     assert (Path(cfg.paths.run_dir) / "last.ckpt").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(compose_config) -> None:
     cfg = compose_config("experiment=toy", "optimizer=adamw", "optimizer.lr=1e30", "callbacks.history.check_every=1")
     run.execute(cfg)
-    record = json.loads(rec.record_path(cfg).read_text())
+    record = json.loads(record_path(cfg).read_text())
     assert record["diverged"] is True
     assert record["steps"] < 12
     assert record["objective"]["value"] is None

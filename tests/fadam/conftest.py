@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loops that other devices than the CPU have, on the CPU."""
-    monkeypatch.setattr("fadam.functional.fits", lambda *_: False)
+    monkeypatch.setattr("fadam.backend.fits", lambda *_: False)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from fadam import FAdam
-from fadam.functional import amp_tensors
+from fadam.blocks import BlockBackend, SingleBlockBackend
+from fadam.bookkeeping import Tensors, amp_tensors
 from fadam.optimizer import initial_state
+from fadam.options import Options
 from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
 
 FUSED: list[dict[str, Any]] = [{}, {"momentum_mode": "gradient"}, {"decay_mode": "decoupled"}]
@@ -98,8 +100,7 @@ def test_only_where_every_group_is_fused() -> None:
 def test_the_step_count_is_where_the_overflow_is_known() -> None:
     p = torch.empty(3, device="meta")
     for options, device in (({"fused": True}, "meta"), ({"capturable": True}, "meta"), ({}, "cpu")):
-        (group,) = FAdam([p], **options).param_groups
-        assert initial_state(p, group)["step"].device.type == device
+        assert initial_state(p, Options(**options))["step"].device.type == device
     opt = FAdam([p])
     p.grad = torch.empty_like(p)
     opt.found_inf = torch.empty((), device="meta")  # type: ignore[attr-defined]
@@ -152,3 +153,13 @@ def test_a_scaler_that_saw_no_gradient_changes_nothing() -> None:
     assert (p < 1).all()
     torch.testing.assert_close(q.detach(), torch.ones(3), rtol=0, atol=0)
     assert not other.state
+
+
+@pytest.mark.parametrize("backend", [BlockBackend, SingleBlockBackend])
+def test_an_overflow_that_another_device_found_stops_the_blocks(backend: Any) -> None:
+    """Of parameters on the CPU beside others on a GPU: the number has come to the host then."""
+    four = [torch.ones(3), torch.full((3,), math.inf), torch.zeros(3), torch.ones(3)]
+    before = [x.clone() for x in four]
+    tensors = Tensors(*([x] for x in four), [torch.ones(())], found_inf=torch.ones(()))
+    backend(tensors, Options()).run()
+    torch.testing.assert_close(four, before, rtol=0, atol=0)

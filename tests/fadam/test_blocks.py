@@ -56,7 +56,7 @@ def test_same_bits(
         monkeypatch.setattr(blocks, "_BLOCK", length)
     found = []
     for loop in (blocks.fits, lambda *_: False):
-        monkeypatch.setattr("fadam.functional.fits", loop)
+        monkeypatch.setattr("fadam.backend.fits", loop)
         params = leaves(values(dtype, 1000))
         opt = FAdam(params, foreach=foreach, **CASES[case])
         run(opt, params, lambda t: changing(dtype, t), 5)

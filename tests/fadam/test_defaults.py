@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fadam import FAdam, diagnose
+from fadam import FAdam, Options, diagnose
+from fadam.bookkeeping import Tensors
 from fadam.fused import cuda
 from fadam.fused.cpu import CpuBackend
 from tests.fadam.cases import PATHS, leaves, run
 from tests.fadam.triton_interpreter import interpreted
 
-OPTIONS: dict[str, Any] = {
-    "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "eps2": 0.01, "clip": 1.0, "fim_rho": 0.5, "weight_decay": 0.1,
-}  # fmt: skip
+OPTIONS = Options(lr=0.1, betas=(0.9, 0.99), weight_decay=0.1)
 
 
 @contextmanager
@@ -67,7 +66,8 @@ def test_nor_do_the_phases_of_the_fused_implementations(backend: Any, defaults: 
     def stepped() -> list[Tensor]:
         p, g = (x[1] for x in (values(0), values(1)))
         p = p.clone()
-        fused = backend([p], [g.contiguous()], [torch.zeros_like(p)], [torch.ones_like(p)], [steps], **OPTIONS)
+        lists = Tensors([p], [g.contiguous()], [torch.zeros_like(p)], [torch.ones_like(p)], [steps])
+        fused = backend(lists, OPTIONS)
         sums = fused.gradient_sums()
         metric = fused.metric_sums(sums)
         fused.apply(metric)

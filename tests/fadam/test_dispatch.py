@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fadam import FAdam, backend, fadam
+from fadam import FAdam, Options, backend
+from fadam.bookkeeping import Tensors
 from tests.fadam.cases import PATHS, leaves, run
 
 ABLATIONS: list[dict[str, Any]] = [
@@ -35,12 +36,12 @@ def stepped(as_on_a_device: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
         return noting
 
     module = types.ModuleType("tests.fadam.made_up")
-    module.refusal = lambda params, grads, momentums, fims, steps, options: None  # type: ignore[attr-defined]
+    module.refusal = lambda tensors, options: None  # type: ignore[attr-defined]
     module.Compiled = noted("compiled", backend.ForeachBackend)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(backend._FUSED, "cpu", (module.__name__, "Compiled"))
     monkeypatch.setattr(backend, "ForeachBackend", noted("foreach", backend.ForeachBackend))
-    monkeypatch.setattr("fadam.functional._single_tensor_fadam", noted("single", _no_loop))
+    monkeypatch.setattr(backend, "SingleBackend", noted("single", _NoLoop))
     for cached in (backend.fused_backend, backend._warn_once):
         cached.cache_clear()
     yield taken
@@ -48,8 +49,14 @@ def stepped(as_on_a_device: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
         cached.cache_clear()
 
 
-def _no_loop(*args: Any, **kwargs: Any) -> None:
+class _NoLoop:
     """In the place of the single-tensor loop."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def run(self) -> None:
+        pass
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, reason: str | Exception) -> None:
@@ -90,16 +97,16 @@ def test_choice(stepped: list[str], options: dict[str, Any], path: str) -> None:
 
 
 def test_what_the_fused_implementation_is_asked(stepped: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, Mapping[str, Any]]] = []
+    asked: list[tuple[int, Options]] = []
 
-    def refusal(*lists: Any) -> None:
-        assert len({len(tensors) for tensors in lists[:5]}) == 1
-        asked.append((len(lists[0]), dict(lists[5])))
+    def refusal(tensors: Tensors, options: Options) -> None:
+        assert len({len(list_) for list_ in (*tensors.four, tensors.steps)}) == 1
+        asked.append((len(tensors.params), options))
 
     monkeypatch.setattr(sys.modules["tests.fadam.made_up"], "refusal", refusal)
     step(torch.ones(3), torch.ones(0), torch.ones(2, dtype=torch.complex64), fused=True, eps_mode="scaled", fim_rho=0.7)
     assert [count for count, _ in asked] == [0, 2]  # when it is built, and in the step without what is empty
-    assert all(options["eps_mode"] == "scaled" and options["fim_rho"] == 0.7 for _, options in asked)
+    assert all(options.eps_mode == "scaled" and options.fim_rho == 0.7 for _, options in asked)
 
 
 @pytest.mark.parametrize("reason", ["there is no compiler", OSError("the disk is full")])
@@ -123,7 +130,7 @@ def test_a_default_that_is_unavailable_is_another_with_one_warning(
 def test_what_only_these_tensors_lack_is_no_warning(
     stepped: list[str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(sys.modules["tests.fadam.made_up"], "refusal", lambda params, *_: "odd" if params else None)
+    monkeypatch.setattr(sys.modules["tests.fadam.made_up"], "refusal", lambda x, _: "odd" if x.params else None)
     step()
     assert stepped == ["single"]
     assert not list(recwarn)
@@ -239,18 +246,6 @@ def test_other_devices_and_tensors_that_are_not_plain_ones() -> None:
         FAdam([q], fused=True).step()
 
 
-@pytest.mark.parametrize("other", ["foreach", "differentiable"])
-def test_two_implementations_at_once_are_refused(other: str) -> None:
-    with pytest.raises(ValueError, match=other):
-        FAdam([torch.ones(3)], fused=True, **{other: True})
-    lists: Sequence[list[Tensor]] = [[torch.ones(3)] for _ in range(4)]
-    with pytest.raises(ValueError, match=f"fused=True and {other}=True"):
-        fadam(
-            *lists, [torch.zeros(())], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps2=0.01, clip=1.0, fim_rho=0.5,
-            weight_decay=0.0, fused=True, **{other: True},
-        )  # fmt: skip
-
-
 def test_autograd_learns_of_what_was_written() -> None:
     """A graph made before the step is stale after it, whoever wrote the parameter."""
     for options in ({"fused": None}, {"foreach": False}, {"foreach": True}):
@@ -283,3 +278,13 @@ def test_what_stands_in_for_an_empty_shard_stays_where_it_is() -> None:
     count = len(sharding._stand_ins)
     del state
     assert len(sharding._stand_ins) == count - 1
+
+
+def test_shards_that_are_fake_have_phases() -> None:
+    """As every implementation that may be chosen for shards; they are not written to."""
+    with FakeTensorMode():
+        tensors = Tensors(*([torch.ones(3)] for _ in range(4)), [torch.ones(())])
+        phased = backend.choose_for_shards(tensors, Options(fused=True))(tensors, Options(fused=True))
+        sums = phased.metric_sums(phased.gradient_sums())
+        phased.apply(sums)
+        assert (sums.shape, sums.dtype) == ((2, 1), torch.float64)

@@ -18,8 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fadam.bookkeeping import Tensors
 from fadam.fused import build, cpu
 from fadam.fused.cpu import CpuBackend, refusal
+from fadam.options import Options
 from fadam.reference import State, reference_step
 from tests.fadam.test_paths import OPTIONS
 
@@ -27,10 +29,8 @@ CHUNK = 16384  # kChunk of cpu.cpp; above four of them, threads share a tensor
 RUN = 1024  # kRun32
 SIZES = (1, 15, 16, 17, RUN - 1, RUN, RUN + 1, CHUNK - 1, CHUNK, CHUNK + 1, 4 * CHUNK, 4 * CHUNK + 1)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-DEFAULTS: dict[str, Any] = {
-    "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps2": 0.01, "clip": 1.0, "fim_rho": 0.5,
-    "weight_decay": 1e-3,
-}  # fmt: skip
+OF_TENSORS = ("indices", "numels", "offsets", "grad_scale", "found_inf")  # what belongs to tensors, not to options
+NOTHING = Tensors([], [], [], [], [])
 
 
 def normals(sizes: Sequence[int], seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -52,8 +52,10 @@ class Model:
     def backend(self, grads: Sequence[Tensor], **options: Any) -> CpuBackend:
         self.t += 1
         steps = [torch.tensor(float(self.t)) for _ in self.params]
-        assert refusal(self.params, grads, self.momentums, self.fims, steps, options) is None
-        return CpuBackend(self.params, grads, self.momentums, self.fims, steps, **{**DEFAULTS, **options})
+        more = {name: options.pop(name) for name in OF_TENSORS if name in options}
+        tensors = Tensors(self.params, list(grads), self.momentums, self.fims, steps, **more)
+        assert refusal(tensors, Options(**options)) is None
+        return CpuBackend(tensors, Options(**options))
 
     def everything(self) -> list[Tensor]:
         return [*self.params, *self.momentums, *self.fims]
@@ -89,13 +91,6 @@ def check_against_reference(
         torch.testing.assert_close(model.fims[i].double(), state.f, rtol=100 * rtol, atol=1e-40 if rtol > 1e-6 else 0)
 
 
-def backend_options(options: dict[str, Any]) -> dict[str, Any]:
-    options = dict(options)
-    if "betas" in options:
-        options["beta1"], options["beta2"] = options.pop("betas")
-    return options
-
-
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
@@ -112,7 +107,7 @@ def test_options(case: str, dtype: torch.dtype) -> None:
 
     rtol, atol = (1e-11, 1e-12) if dtype == torch.float64 else (3e-5, 3e-6)
     values = normals((3, 1100), 1000, dtype=dtype)
-    check_against_reference(values, gradients, 12, backend_options(options), symbols, rtol, atol)
+    check_against_reference(values, gradients, 12, options, symbols, rtol, atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -261,7 +256,7 @@ def in_phases(backend: CpuBackend) -> None:
 
 @pytest.mark.parametrize("case", ["defaults", "no decay", "no clip", "rho 0.7", "eps 0", "eps2 large"])
 def test_phases_are_the_run(case: str) -> None:
-    options = backend_options(OPTIONS[case][0])
+    options = OPTIONS[case][0]
     values = normals(SIZES, 1, dtype=torch.float32)
     whole, phased = Model(values), Model(values)
     for t in range(1, 3):
@@ -376,7 +371,7 @@ def test_it_works_in_place_with_three_numbers_a_tensor_besides() -> None:
     model, grads = Model(normals((CHUNK, 5 * CHUNK), 1)), normals((CHUNK, 5 * CHUNK), 2)
     backend = model.backend(grads)
     backend.run()
-    *lists, _ = backend._tensors
+    *lists, _ = backend._lists
     for used, given in zip(lists, (model.params, grads, model.momentums, model.fims), strict=True):
         assert all(x is y for x, y in zip(used, given, strict=True))
     assert backend._copies == []
@@ -391,7 +386,11 @@ def drift(seeded: Callable[[CpuBackend], None] = CpuBackend.run, *, t: int = 1, 
     model = Model([torch.ones(40_000, dtype=torch.bfloat16)], torch.float32, torch.float32)
     model.t = t - 1
     model.momentums[0].fill_(1.0)
-    seeded(model.backend([torch.zeros_like(model.params[0])], lr=4e-4, beta1=0.999999, weight_decay=0.0, **options))
+    seeded(
+        model.backend(
+            [torch.zeros_like(model.params[0])], lr=4e-4, betas=(0.999999, 0.999), weight_decay=0.0, **options
+        )
+    )
     return model.params[0]
 
 
@@ -414,7 +413,7 @@ def test_stochastic_rounding_draws_anew_by_step_and_tensor_but_the_same_for_the_
     twins = Model([torch.ones(9000, dtype=torch.bfloat16)] * 2, torch.float32, torch.float32)
     for m in twins.momentums:
         m.fill_(1.0)
-    twins.backend([torch.zeros(9000)] * 2, lr=4e-4, beta1=0.999999, stochastic_rounding=True).run()
+    twins.backend([torch.zeros(9000)] * 2, lr=4e-4, betas=(0.999999, 0.999), stochastic_rounding=True).run()
     assert not torch.equal(*twins.params)
 
 
@@ -423,7 +422,7 @@ def test_stochastic_rounding_of_shards_is_that_of_the_whole() -> None:
     shard = Model([torch.ones(30_000, dtype=torch.bfloat16)], torch.float32, torch.float32)
     shard.momentums[0].fill_(1.0)
     grads = [torch.zeros(30_000)]
-    options = {"lr": 4e-4, "beta1": 0.999999, "weight_decay": 0.0, "stochastic_rounding": True}
+    options = {"lr": 4e-4, "betas": (0.999999, 0.999), "weight_decay": 0.0, "stochastic_rounding": True}
     shard.backend(grads, **options, numels=[40_000], offsets=[10_000]).run()
     assert torch.equal(shard.params[0], whole[10_000:])
 
@@ -453,17 +452,18 @@ def test_stochastic_rounding_leaves_what_it_need_not_round() -> None:
 def test_refusals(changed: Tensor, options: dict[str, Any], reason: str) -> None:
     for place in range(4):
         lists = [[torch.ones(2), changed if k == place else torch.ones(2)] for k in range(4)]
-        assert refusal(*lists, [torch.ones(())], options) == reason
+        assert refusal(Tensors(*lists, [torch.ones(())]), Options(**options)) == reason
 
 
 def test_refusal_of_shapes_and_steps() -> None:
     for place in range(4):
         for other in ((2, 3), (6,), (3, 2, 1)):
             lists = [[torch.ones(other if k == place else (3, 2))] for k in range(4)]
-            assert refusal(*lists, [torch.ones(())], {}) == "a gradient or state is not of its parameter's shape"
+            tensors = Tensors(*lists, [torch.ones(())])
+            assert refusal(tensors, Options()) == "a gradient or state is not of its parameter's shape"
     lists = [[torch.ones(2)] for _ in range(4)]
     for step in (torch.tensor(1), torch.ones((), dtype=torch.float64), torch.ones((), device="meta")):
-        assert refusal(*lists, [step], {}) == "not all steps are float32 on the CPU"
+        assert refusal(Tensors(*lists, [step]), Options()) == "not all steps are float32 on the CPU"
 
 
 @pytest.fixture
@@ -487,12 +487,12 @@ def compiler(folder: Path, script: str) -> str:
 def test_without_a_compiler_it_says_so(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(building))
     expected = "there is no C++ compiler to build it with (c++, g++ or clang++ is not on the PATH)"
-    assert refusal([], [], [], [], [], {}) == expected
+    assert refusal(NOTHING, Options()) == expected
     with pytest.raises(cpu.BuildError, match="no C\\+\\+ compiler"):
-        CpuBackend([], [], [], [], [], **DEFAULTS)
+        CpuBackend(NOTHING, Options())
     cpu._load.cache_clear()
     monkeypatch.setenv("CXX", "nonesuch -O2")
-    assert refusal([], [], [], [], [], {}) == (
+    assert refusal(NOTHING, Options()) == (
         "there is no C++ compiler to build it with (nonesuch -O2 is not on the PATH)"
     )
 
@@ -521,7 +521,7 @@ def kept(folder: Path) -> Path:
 
 def again() -> str | None:
     cpu._load.cache_clear()
-    return refusal([], [], [], [], [], {})
+    return refusal(NOTHING, Options())
 
 
 def test_it_is_built_once_and_then_needs_no_compiler(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -620,7 +620,7 @@ def test_where_nothing_can_be_kept_it_is_built_for_the_process(
     assert sorted((building / "cache").iterdir()) == before
     assert calls(building) == 2
     for _ in range(3):
-        assert refusal([], [], [], [], [], {}) is None
+        assert refusal(NOTHING, Options()) is None
     assert calls(building) == 2
 
 
@@ -637,7 +637,7 @@ def test_where_no_folder_can_be_written_it_says_what_would_help(
 def test_a_compiler_that_fails_is_quoted(building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = compiler(building, "echo 'no room' >&2; exit 1")
     monkeypatch.setenv("CXX", path)
-    assert refusal([], [], [], [], [], {}) == f"{path} does not compile it: no room"
+    assert refusal(NOTHING, Options()) == f"{path} does not compile it: no room"
     assert list((building / "cache").iterdir()) == []
 
 
@@ -646,7 +646,7 @@ def test_a_compiler_that_does_not_know_the_processor_compiles_for_any(
 ) -> None:
     script = f'echo "$@" >> {building}/arguments; [ "$1" = -march=native ] && exit 1; echo > "$out"'
     monkeypatch.setenv("CXX", compiler(building, script))
-    reason = refusal([], [], [], [], [], {})
+    reason = refusal(NOTHING, Options())
     assert reason is not None
     assert reason.startswith("the compiled library does not load (")
     assert list((building / "cache").iterdir()) == []

@@ -16,22 +16,14 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from fadam import fadam
+from fadam import Options, fadam
+from fadam.bookkeeping import Tensors
 from fadam.fused import cuda
 from fadam.fused.cuda import CudaBackend, refusal
 from tests.fadam.triton_interpreter import interpreted
 
-DEFAULTS: dict[str, Any] = {
-    "lr": 0.01,
-    "beta1": 0.9,
-    "beta2": 0.999,
-    "eps": 1e-8,
-    "eps2": 0.01,
-    "clip": 1.0,
-    "fim_rho": 0.5,
-    "weight_decay": 0.1,
-    "eps_mode": "adaptive",
-}
+DEFAULTS: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
+OF_TENSORS = ("indices", "numels", "offsets", "grad_scale", "found_inf")  # what belongs to tensors, not to options
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -48,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rho 1": {"fim_rho": 1.0},
     "eps 0": {"eps": 0.0},
     "eps2 large": {"eps": 1.0, "eps2": 3.0},
-    "betas 0": {"beta1": 0.0, "beta2": 0.0},
+    "betas 0": {"betas": (0.0, 0.0)},
     "maximize": {"maximize": True},
 }
 
@@ -78,7 +70,9 @@ class Group:
         for step in self.steps:
             step += 1
         grads = [g.to(p.dtype) for g, p in zip(grads, self.params, strict=True)]
-        return CudaBackend(self.params, grads, self.momentums, self.fims, self.steps, **{**self.options, **options})
+        more = {name: options.pop(name) for name in OF_TENSORS if name in options}
+        lists = Tensors(self.params, grads, self.momentums, self.fims, self.steps, **more)
+        return CudaBackend(lists, Options(**{**self.options, **options}))
 
     def step(self, grads: Sequence[Tensor], **options: Any) -> None:
         with interpreted():
@@ -92,11 +86,11 @@ class Oracle:
         self.params = [x.double() for x in values]
         self.states = [torch.zeros_like(x) for x in self.params], [torch.ones_like(x) for x in self.params]
         self.steps = [torch.zeros(()) for _ in values]
-        self.options = {**DEFAULTS, **options}
+        self.options = Options(foreach=False, fused=False, **{**DEFAULTS, **options})
 
     def step(self, grads: Sequence[Tensor]) -> None:
         grads = [g.double() for g in grads]
-        fadam(self.params, grads, *self.states, self.steps, foreach=False, fused=False, **self.options)
+        fadam(self.params, grads, *self.states, self.steps, self.options)
 
 
 def normal(*shapes: tuple[int, ...], seed: int = 0, scale: float = 1.0) -> list[Tensor]:
@@ -258,7 +252,8 @@ def test_a_gradient_may_have_another_dtype() -> None:
     for step in other.steps:
         step += 1
     with interpreted():
-        CudaBackend(other.params, grads, other.momentums, other.fims, other.steps, **other.options).run()
+        lists = Tensors(other.params, grads, other.momentums, other.fims, other.steps)
+        CudaBackend(lists, Options(**other.options)).run()
     assert equal(copies(group), copies(other))
 
 
@@ -373,7 +368,7 @@ def test_steps_on_the_device_and_steps_that_differ(lr: float | Tensor) -> None:
 def test_decay_of_the_fim_from_steps_on_the_device(beta2: float) -> None:
     """In the first step f_0 must be forgotten altogether, and later ones must keep the digits of 1 - beta2^t."""
     values = [torch.zeros(2)]
-    group, oracle = Group(values, beta2=beta2, capturable=True), Oracle(values, beta2=beta2)
+    group, oracle = Group(values, betas=(0.9, beta2), capturable=True), Oracle(values, betas=(0.9, beta2))
     group.fims[0].fill_(1e30)
     for t in range(3):
         grads = normal((2,), seed=t)
@@ -385,7 +380,7 @@ def test_decay_of_the_fim_from_steps_on_the_device(beta2: float) -> None:
 def test_stochastic_rounding_keeps_the_mean() -> None:
     """lr m is 0.3 of the distance between two bfloat16 numbers, so that rounding to nearest never moves."""
     size, distance = 20000, 2.0**-7
-    options = {"beta1": 0.0, "lr": 0.3 * distance, "clip": None, "weight_decay": 0.0}
+    options = {"betas": (0.0, 0.999), "lr": 0.3 * distance, "clip": None, "weight_decay": 0.0}
     group = Group([torch.ones(size, dtype=torch.bfloat16)], torch.float32, torch.float32, **options)
     ones = [-torch.ones(size)]
     group.step(ones)
@@ -444,7 +439,7 @@ def test_finite_gradients_never_give_nan(eps_mode: str, rho: float, dtype: torch
     row = torch.tensor([min(x, torch.finfo(dtype).max) for x in EXTREMES], dtype=dtype)
     mixed = torch.stack([row, -row.roll(3), row.flip(0)])
     values = [*torch.ones(len(EXTREMES), 3, dtype=dtype)[::3], torch.ones_like(mixed), mixed]
-    group = Group(values, beta1=0.99, beta2=0.5, eps=eps, fim_rho=rho, eps_mode=eps_mode)
+    group = Group(values, betas=(0.99, 0.5), eps=eps, fim_rho=rho, eps_mode=eps_mode)
     sizes = row
     for t in range(3):
         group.step([*sizes[::3, None].expand(-1, 3), mixed.roll(t, 1), -mixed])
@@ -462,7 +457,7 @@ def test_gradients_of_zero_move_nothing() -> None:
 
 def test_tiny_gradients_with_a_large_weight_keep_the_clipped_decay() -> None:
     """theta / d overflows float32 here; the clipped decay still points at 0 with an RMS of 1."""
-    group = Group([torch.tensor([1.0, -1.0])], lr=1.0, beta1=0.0, weight_decay=0.5)
+    group = Group([torch.tensor([1.0, -1.0])], lr=1.0, betas=(0.0, 0.999), weight_decay=0.5)
     group.step([torch.full((2,), 1e-38)])
     torch.testing.assert_close(group.params[0], torch.tensor([-0.5, -1.5]))
 
@@ -603,54 +598,52 @@ def test_a_capture_refuses_what_would_be_copied(accepting: None) -> None:
         (gaps, gaps.contiguous(), gaps, True),
     ):
         lists = [on("cuda:0", x) for x in (p, g, m, m, torch.ones(()))]
-        reason = str(refusal(*lists, {"capturable": True}))
+        reason = str(refusal(Tensors(*lists), Options(capturable=True)))
         assert ("states that lie in memory as they do" in reason) == refused
-        assert refusal(*lists, {}) is None
+        assert refusal(Tensors(*lists), Options()) is None
 
 
 def test_refusals(accepting: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    published = {
-        "momentum_mode": "natural",
-        "decay_mode": "natural",
-        "correct_momentum": False,
-        "differentiable": False,
-    }
+    published, nothing = Options(), Tensors([], [], [], [], [])
     for name, value in (("momentum_mode", "gradient"), ("decay_mode", "decoupled"), ("correct_momentum", True)):
-        assert f"has {name}=" in str(refusal([], [], [], [], [], {**published, name: value}))
-    assert refusal([], [], [], [], [], {**published, "differentiable": True}) == "it has no autograd"
+        assert f"has {name}=" in str(refusal(nothing, Options(**{name: value})))
+    assert refusal(nothing, Options(differentiable=True)) == "it has no autograd"
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert refusal([], [], [], [], [], published) == "there is no CUDA device"
+    assert refusal(nothing, published) == "there is no CUDA device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "8.0 or later, not 7.5" in str(refusal([], [], [], [], [], published))
+    assert "8.0 or later, not 7.5" in str(refusal(nothing, published))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert refusal([], [], [], [], [], published) is None
+    assert refusal(nothing, published) is None
     x = [torch.ones(2)]
-    assert refusal(x, x, x, x, x, published) == "there are cpu tensors among CUDA ones"
+    assert refusal(Tensors(x, x, x, x, x), published) == "there are cpu tensors among CUDA ones"
     with interpreted():  # which is for tests alone
-        assert refusal(x, x, x, x, x, published) is not None
+        assert refusal(Tensors(x, x, x, x, x), published) is not None
     monkeypatch.setattr(triton, "__version__", "3.2.0")
-    assert refusal([], [], [], [], [], published) == "it needs Triton 3.3 or later, not 3.2.0"
+    assert refusal(nothing, published) == "it needs Triton 3.3 or later, not 3.2.0"
 
 
 def test_refusals_of_tensors(accepting: None) -> None:
-    x, published = torch.ones(2), dict[str, Any]()
+    x, published = torch.ones(2), Options()
     single, double, large = on("cuda:0", x), on("cuda:0", x.double()), on("cuda:0", torch.ones(3))
     for place, elsewhere in itertools.product(range(1, 4), (on("cpu", x), on("cuda:1", x), on("meta", x))):
         lists = [elsewhere if k == place else single for k in range(4)]
-        assert refusal(*lists, single, published) == "not all gradients and states are on the device of the parameters"
+        assert (
+            refusal(Tensors(*lists, single), published)
+            == "not all gradients and states are on the device of the parameters"
+        )
     for steps in (on("cuda:1", x), on("meta", x), on("cpu", x) + on("cuda:0", x)):
         lists = [single * len(steps)] * 4
         reason = "not all steps are on the host or all on the device of the parameters"
-        assert refusal(*lists, steps, published) == reason
-    assert refusal(single, single, single, single, on("cpu", x), published) is None
+        assert refusal(Tensors(*lists, steps), published) == reason
+    assert refusal(Tensors(single, single, single, single, on("cpu", x)), published) is None
     for place in range(4):
         lists = [large if k == place else single for k in range(4)]
-        assert refusal(*lists, single, published) == "a gradient or state is not of its parameter's shape"
-    assert refusal(single, single, single, single, double, published) == "not all steps are float32"
-    assert refusal(single, single, single, on("cuda:0", x.bfloat16()), single, published) is None
-    assert "no torch.float64 tensors" in str(refusal(single, single, double, single, single, published))
+        assert refusal(Tensors(*lists, single), published) == "a gradient or state is not of its parameter's shape"
+    assert refusal(Tensors(single, single, single, single, double), published) == "not all steps are float32"
+    assert refusal(Tensors(single, single, single, on("cuda:0", x.bfloat16()), single), published) is None
+    assert "no torch.float64 tensors" in str(refusal(Tensors(single, single, double, single, single), published))
 
 
 @pytest.mark.parametrize("result", [None, "a trial failed"])
@@ -667,7 +660,7 @@ def test_what_came_of_a_trial_is_remembered_in_a_capture(
         (True, "cuda:1", "no step before the capture has tried it on cuda:1"),
     ):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
-        assert refusal(*5 * [on(device, torch.ones(2))], {}) == reason
+        assert refusal(Tensors(*5 * [on(device, torch.ones(2))]), Options()) == reason
     assert tried == [torch.device("cuda:0")]
 
 

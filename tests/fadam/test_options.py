@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fadam import FAdam, options
-from fadam.options import DEFAULTS, RENAMED, checked_options
+from fadam import FAdam, Options
+from fadam.options import DEFAULTS, RENAMED
 from tests.fadam.cases import PATHS, leaves, run, tensors
 
 REFUSED: list[tuple[str, Any, str]] = [
@@ -71,6 +71,7 @@ def test_refused(name: str, value: Any, allowed: str) -> None:
     for build in (
         lambda: FAdam([torch.zeros(2)], **{name: value}),
         lambda: FAdam([{"params": [torch.zeros(2)], name: value}]),
+        lambda: Options(**{name: value}),
     ):
         with pytest.raises(ValueError, match="FAdam: ") as refusal:
             build()
@@ -96,8 +97,9 @@ def test_a_refused_group_is_not_added() -> None:
     ],
 )
 def test_options_that_exclude_each_other(one: str, other: str) -> None:
-    with pytest.raises(ValueError, match=f"{one}=True is not allowed; .* with {other}=True"):
-        FAdam([torch.zeros(2)], **{one: True, other: True})
+    for build in (Options, lambda **both: FAdam([torch.zeros(2)], **both)):
+        with pytest.raises(ValueError, match=f"{one}=True is not allowed; .* with {other}=True"):
+            build(**{one: True, other: True})
 
 
 def test_unknown_options_are_refused() -> None:
@@ -170,9 +172,10 @@ def test_refused_in_a_step_and_when_loading(name: str, value: Any, allowed: str)
 
 def test_options_are_looked_at_again_when_they_change_only(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
-    monkeypatch.setattr(options, "checked_options", lambda values: looked.append(1) or checked_options(values))
     params = leaves([torch.ones(2)])
     opt = FAdam(params)
+    check = Options.__post_init__
+    monkeypatch.setattr(Options, "__post_init__", lambda self: looked.append(1) or check(self))
     for t in range(4):
         opt.param_groups[0]["lr"] = 0.1 * t
         run(opt, params, lambda _: [torch.ones(2)], 1)

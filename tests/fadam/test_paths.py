@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fadam import FAdam, fadam
+from fadam import FAdam, Options, fadam
+from fadam.bookkeeping import Tensors
 from fadam.foreach import ForeachBackend
 from fadam.reference import State, reference_step
 from tests.fadam.cases import PATHS, leaves, run, run_reference, tensors
@@ -232,10 +233,7 @@ def test_functional_form_is_the_class(path: str) -> None:
     states = [torch.zeros_like(x) for x in others], [torch.ones_like(x) for x in others]
     counts = [torch.zeros(()) for _ in others]
     for t in range(1, 6):
-        fadam(
-            others, tensors(torch.float32, seed=t), *states, counts, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8,
-            eps2=0.01, clip=1.0, fim_rho=0.5, weight_decay=1e-3, **PATHS[path],
-        )  # fmt: skip
+        fadam(others, tensors(torch.float32, seed=t), *states, counts, Options(**PATHS[path]))
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p.detach(), q, rtol=0, atol=0)
     assert [int(step) for step in counts] == [5 * (x.numel() > 0) for x in others]
@@ -261,8 +259,8 @@ def test_implementations_get_no_gradient_that_is_negated_by_a_note_only(
 ) -> None:
     noted: list[bool] = []
 
-    def seen(self: ForeachBackend, params: list[Tensor], grads: list[Tensor], *_: Any, **__: Any) -> None:
-        noted.extend(g.is_neg() for g in grads)
+    def seen(self: ForeachBackend, lists: Tensors, _: Options) -> None:
+        noted.extend(g.is_neg() for g in lists.grads)
 
     monkeypatch.setattr(ForeachBackend, "__init__", seen)
     monkeypatch.setattr(ForeachBackend, "run", lambda self: None)

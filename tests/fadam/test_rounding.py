@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fadam import FAdam
+from fadam import FAdam, Options
+from fadam.bookkeeping import Tensors
 from fadam.foreach import ForeachBackend
 from fadam.fused.cpu import CpuBackend
 from fadam.fused.cuda import CudaBackend
@@ -107,18 +108,10 @@ def test_backends_draw_the_same_bits_for_shards(backend: str) -> None:
         for i, offset in zip(indices, offsets, strict=True)
     ]
     make: Any = {"foreach": ForeachBackend, "cpu": CpuBackend, "cuda": CudaBackend}[backend]
-    options = {
-        "momentum_mode": "natural",
-        "decay_mode": "natural",
-        "correct_momentum": False,
-        "maximize": False,
-        "fim_rho": 0.5,
-    }
+    grads = [torch.full((100,), 0.5) for _ in offsets]
+    lists = Tensors(params, grads, momentums, fims, steps, offsets=offsets, indices=indices)
     with interpreted():
-        make(
-            params, [torch.full((100,), 0.5) for _ in offsets], momentums, fims, steps, **EXACT, **options, eps2=0.0,
-            beta1=0.0, beta2=0.999, capturable=False, stochastic_rounding=True, offsets=offsets, indices=indices,
-        ).run()  # fmt: skip
+        make(lists, Options(betas=(0.0, 0.999), stochastic_rounding=True, **EXACT)).run()
     torch.testing.assert_close(params, expected, rtol=0, atol=0)
     assert not torch.equal(params[0], params[1])
 
@@ -129,10 +122,8 @@ def test_the_kernels_draw_the_same_bits_in_every_layout() -> None:
     states = [[torch.zeros_like(x, dtype=torch.float32) for x in values] for _ in range(2)]
     grads = [torch.full(x.shape, 0.5) for x in values]
     with interpreted():
-        CudaBackend(
-            values, grads, *states, [torch.ones(()) for _ in values], **EXACT, eps2=0.0, fim_rho=0.5, beta1=0.0,
-            beta2=0.999, stochastic_rounding=True,
-        ).run()  # fmt: skip
+        lists = Tensors(values, grads, *states, [torch.ones(()) for _ in values])
+        CudaBackend(lists, Options(betas=(0.0, 0.999), stochastic_rounding=True, **EXACT)).run()
     torch.testing.assert_close(values, expected, rtol=0, atol=0)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fadam import FAdam, fadam
+from fadam import FAdam, Options, fadam
 from tests.fadam.cases import PATHS, TORCH_PATHS, leaves, run, tensors
 
 SWITCHES: list[dict[str, Any]] = [
@@ -248,8 +248,7 @@ def test_a_step_count_on_the_wrong_device_is_refused() -> None:
     with pytest.raises(RuntimeError, match="capturable=True"):
         fadam(
             [torch.empty(2, device="meta")], [torch.empty(2, device="meta")], [torch.empty(2, device="meta")],
-            [torch.empty(2, device="meta")], [torch.zeros(())], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, eps2=0.01,
-            clip=1.0, fim_rho=0.5, weight_decay=0.0, capturable=True,
+            [torch.empty(2, device="meta")], [torch.zeros(())], Options(capturable=True),
         )  # fmt: skip
 
 

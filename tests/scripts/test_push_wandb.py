@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.core.records import load_records
+from experiments.core.records import Records
 from scripts import push_wandb
 from tests.made_up import content, put
 
@@ -26,7 +26,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runs_are_grouped_by_study_and_arm_and_pushed_once(runs: Path) -> None:
-    one, other = load_records(runs)
+    one, other = Records([runs]).all()
     told = push_wandb.settings(one, "fadam")
     assert (told["group"], told["job_type"], told["name"]) == ("llm-cpu", "adamw_clip", "adamw_clip-main-s1")
     assert told["id"] == push_wandb.settings(one, "fadam")["id"] != push_wandb.settings(other, "fadam")["id"]
@@ -36,7 +36,7 @@ def test_runs_are_grouped_by_study_and_arm_and_pushed_once(runs: Path) -> None:
 def test_a_record_becomes_a_run_with_its_curve_and_metrics(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = load_records(runs)[0]
+    record = Records([runs]).all()[0]
     logged: list[int] = []
     import wandb
 

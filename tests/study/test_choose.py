@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from experiments.core.errors import UserError
-from experiments.study.choose import choose_experiment, declared_steps
-from experiments.study.settle import write_settings
+from experiments.study.choose import choose_experiment, declared_steps, write_settings
 from tests.made_up import content, put
 
 RATES = (1e-3, 2e-3, 4e-3)

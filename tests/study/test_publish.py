@@ -8,8 +8,7 @@ from pathlib import Path
 from experiments.core.plan import Planner, plan_all
 from experiments.core.records import Records
 from experiments.study.publish import publish
-from tests.made_up import content, put, write
-from tests.study.test_plan import main_part
+from tests.made_up import content, main_part, put, write
 
 
 def test_planned_records_are_copied_once_and_others_named(tmp_path: Path) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from experiments.core.plan import Planner, Stage, plan_all, wanted
 from experiments.core.protocol import Protocol, names, protocol
-from experiments.core.records import Records
+from experiments.core.records import Records, RecordWarning
 from experiments.study import __main__ as command
-from experiments.study.status import counts, show, time_left, total
-from tests.made_up import write
+from experiments.study.status import counts, said, time_left, total
+from tests.made_up import content, put, write
 
 WIDEST = 80
 
@@ -56,11 +53,11 @@ def test_times_are_of_the_stage_then_the_study_then_the_experiment(tmp_path: Pat
     assert all(count.minutes is None for _, count in rows if count.missing)
     assert time_left(rows, 2) == "how long they take is not known yet"
 
-    pilot = published / "asr/cpu/fadam/pilot-s1.json"
-    pilot.parent.mkdir(parents=True)
-    pilot.write_text(json.dumps({"experiment_name": "asr_cpu", "wall_time_s": 120}))
+    pilot = put(published, content("asr", "fadam", 1, {}, trial="pilot", wall_time_s=120.0))
     (pilot.parent / "broken-s1.json").write_text("{")
-    rows = counts(stages(results, p), results, published)
+    results = Records([here, published])
+    with pytest.warns(RecordWarning, match="broken-s1.json: left out"):
+        rows = counts(stages(results, p), results, published)
     whole = total([count for _, count in rows])
     assert (whole.published, whole.here, whole.minutes) == (0, 0, 2.0 * whole.missing)
 
@@ -76,9 +73,7 @@ def test_times_are_of_the_stage_then_the_study_then_the_experiment(tmp_path: Pat
 
 
 def test_a_study_with_a_model_of_its_own_has_no_time_of_others(tmp_path: Path) -> None:
-    record = tmp_path / "llm/cpu/fadam/pilot-s1.json"
-    record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"experiment_name": "llm_cpu", "wall_time_s": 60}))
+    put(tmp_path, content("llm", "fadam", 1, {}, trial="pilot"))
     results = Records([tmp_path])
     rows = counts(stages(results, protocol("llm"), protocol("llm_size_8m")), results)
     assert {stage.protocol for stage, count in rows if count.missing and count.minutes is None} == {"llm_size_8m"}
@@ -90,10 +85,7 @@ def test_a_study_with_a_model_of_its_own_has_no_time_of_others(tmp_path: Path) -
 def test_tables_fit_80_columns_and_cut_no_name(tmp_path: Path, width: int, details: bool) -> None:
     results = Records([tmp_path])
     found = stages(results, *(protocol(name) for name in names()))
-    console = Console(width=width, file=io.StringIO())
-    show(found, results, 2, console, tmp_path / "published", details)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = said(found, results, 2, width, tmp_path / "published", details)
     assert max(map(len, text.splitlines())) <= WIDEST
     assert "…" not in text
     wanted_names = {stage.name.replace(" against ", ", ") for stage in found} if details else set(names())

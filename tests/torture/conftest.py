@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.core import run, stopping
-from experiments.core.records import record_path
+from tests.conftest import record_path
 
 # What another run of the same configuration may have otherwise: times, and where it lies.
 TIMES = frozenset(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments.core import stopping
-from experiments.core.records import record_path
 from tests.asr.conftest import speech_root as speech_root
+from tests.conftest import record_path
 from tests.llm.conftest import jsonl as jsonl
 from tests.llm.conftest import tiny as tiny
 from tests.llm.test_module import STREAMED

@@ -1,6 +1,6 @@
 """Look at the report with a real browser: nothing may fail to load, overflow, be illegible or lead nowhere.
 
-    python -m experiments.analysis.check [results/report.html] [--screenshots FOLDER]
+    python -m experiments.analysis.check [results/report.html]
 
 Drives a headless Chromium or Chrome found on PATH (or named by FADAM_BROWSER) over its DevTools pipe, at the widths of
 a phone, a tablet and a desk, light and dark, and in print. Before it judges the page it looks at a page with every
@@ -12,7 +12,6 @@ needs no browser, and checks of the same page what can be read from its source (
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import json
 import os
@@ -309,12 +308,6 @@ def look(browser: Browser, page: Path, view: View) -> list[str]:
     return [*event_findings(browser.events), *findings(measured, page, view)]
 
 
-def screenshot(browser: Browser, page: Path, view: View, path: Path, whole: bool) -> None:
-    browser.open(page.as_uri(), view.width, view.scheme, view.media)
-    data = browser.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
-    path.write_bytes(base64.b64decode(data))
-
-
 def blind_spots(browser: Browser, folder: Path) -> list[str]:
     """Faults of a page made to have them all that the check does not see."""
     page = folder / "faults.html"
@@ -327,7 +320,7 @@ def blind_spots(browser: Browser, folder: Path) -> list[str]:
     return [kind for kind in FAULTS if not any(kind in finding for finding in seen)]
 
 
-def check(program: str, page: Path, screenshots: Path | None = None) -> list[str]:
+def check(program: str, page: Path) -> list[str]:
     """Everything that is wrong with `page`; the views that show a finding are named.
 
     Raises:
@@ -343,11 +336,6 @@ def check(program: str, page: Path, screenshots: Path | None = None) -> list[str
         for view in VIEWS:
             for finding in look(browser, page, view):
                 found.setdefault(finding, []).append(str(view))
-        if screenshots is not None:
-            screenshots.mkdir(parents=True, exist_ok=True)
-            for view in VIEWS:
-                name = str(view).replace(" px, ", "-")
-                screenshot(browser, page, view, screenshots / f"{name}.png", whole=True)
     return [f"{finding} ({'; '.join(dict.fromkeys(views))})" for finding, views in found.items()]
 
 
@@ -355,7 +343,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.analysis.check", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("page", nargs="?", default="results/report.html", help="default: results/report.html")
-    parser.add_argument("--screenshots", metavar="FOLDER", help="also write a picture of every view")
     options = parser.parse_args(argv)
     page = Path(options.page)
     if not page.is_file():
@@ -363,14 +350,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     program = find_browser()
     if program is None:
-        names = ", ".join(BROWSERS)
-        print(
-            f"error: no browser to check {page} with: none of {names} is on PATH, and FADAM_BROWSER names none",
-            file=sys.stderr,
-        )
+        searched = f"none of {', '.join(BROWSERS)} is on PATH, and FADAM_BROWSER names none"
+        print(f"error: no browser to check {page} with: {searched}", file=sys.stderr)
         return NO_BROWSER_STATUS
     try:
-        problems = check(program, page, Path(options.screenshots) if options.screenshots else None)
+        problems = check(program, page)
     except (BrowserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,15 +12,9 @@ import pytest
 from experiments.analysis.comparisons import decider
 from experiments.core.errors import ConfigError
 from experiments.core.plan import Planner, choose_rate, decay_kind, plan_all, wanted
-from experiments.core.protocol import Protocol, names, protocol, rate
+from experiments.core.protocol import names, protocol, rate
 from experiments.core.records import MixedRecordsError, Records
-from tests.made_up import bowl_value, complete, write
-
-
-def main_part(name: str) -> Protocol:
-    """A study without what follows its main comparison."""
-    p = protocol(name)
-    return replace(p, switches=None, epsilon=None, context=None, comparisons=p.comparisons[:1])
+from tests.made_up import bowl_value, complete, main_part, write
 
 
 @pytest.mark.parametrize("name", names())

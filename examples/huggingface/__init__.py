@@ -1,0 +1,1 @@
+"""FAdam in transformers' Trainer, beside AdamW: `python -m examples.huggingface`."""

@@ -1,0 +1,1 @@
+"""A LightningModule that somebody else wrote, compared as it is: `transformer.yaml`. docs/own-task.md."""
