@@ -18,7 +18,7 @@ from experiments.analysis.plain import BASELINE, CHALLENGER, metric_of, one_kind
 from experiments.analysis.table import Cell, Table, fill
 from experiments.analysis.tables import mean_sd
 from experiments.analysis.verdicts import versus
-from experiments.core.catalogue import Metric, arm, check_scale, in_order, signed, task, where
+from experiments.core.catalogue import TASKS, Metric, arm, check_scale, in_order, signed, task, where
 from experiments.core.protocol import names, protocol
 from experiments.core.records import Record, Records, differing, select
 
@@ -100,7 +100,8 @@ def compare(
             f"Left out, since other seeds, optimizers or settings made them: {len(left_out)} runs ({shown})."
         )
     if not own:
-        return Comparison(f"{place}: no run of your own is there yet.", None, tuple(remarks))
+        makes = f"`make reproduce-{name}` with SCALE={scale} makes some" if name in TASKS else "train one first"
+        return Comparison(f"{place}: no run of your own is there yet; {makes}.", None, tuple(remarks))
     seeds, _, _, gains = pairs(own, key, mode)
     finite = len(gains) and np.isfinite(gains).all()
     differ = versus(metric, float(gains.mean()), CHALLENGER, BASELINE) if finite else ""

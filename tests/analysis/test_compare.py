@@ -77,7 +77,8 @@ def test_nothing_published_and_nothing_of_ones_own(tmp_path: Path) -> None:
     assert "nothing has been published to compare with yet" in found.sentence
     assert cells(found, "FAdam")[0] == "–"
     (none,) = comparisons("llm", "cpu", (tmp_path / "x", tmp_path / "y"), SEEDS, ARMS)
-    assert none.sentence == "Language modelling, scale cpu: no run of your own is there yet."
+    said = "Language modelling, scale cpu: no run of your own is there yet; "
+    assert none.sentence == f"{said}`make reproduce-llm` with SCALE=cpu makes some."
     assert none.table is None
 
 
