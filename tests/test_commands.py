@@ -317,3 +317,10 @@ def test_help_fits_its_terminal(width: int) -> None:
     assert set(described) <= named
     assert "The comparisons" in lines
     assert all(f"{name}=" in done.stdout for name in ("SCALE", "SEEDS", "JOBS", "OPTIMIZERS", "ARGS", "PYTHON"))
+
+
+def test_a_try_of_two_steps_is_compared_with_nothing() -> None:
+    assert any("experiments.analysis compare llm " in line for line in make("make reproduce-llm"))
+    tried = make("make reproduce-llm ARGS=debug=fast")
+    assert any("debug=fast" in line for line in tried)
+    assert not any("experiments.analysis" in line for line in tried)
