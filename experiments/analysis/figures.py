@@ -19,6 +19,7 @@ from experiments.analysis.comparisons import Compared, Ladder, Point
 from experiments.analysis.frame import curve
 from experiments.analysis.verdicts import word
 from experiments.core.catalogue import Arm, Metric, arm, in_order, task, where
+from experiments.core.drawing import INK, MUTED, WIDTH, canvas
 from experiments.core.protocol import Protocol
 from experiments.core.records import Record
 
@@ -26,27 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, BAND = "#1f2429", "#8a9199", "#9aa3ab"
+BAND = "#9aa3ab"
 GOOD, BAD, SAME, OPEN = "#1a7f4b", "#c0392b", "#2b6cb0", "#8a9199"
 WORDS = {"better": GOOD, "worse": BAD, "equivalent": SAME}
-WIDTH = 4.5  # inches of one panel: 432 pixels of a page, of which a phone shows three quarters
-STYLE: Any = {
-    "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5, "font.family": "DejaVu Sans", "svg.fonttype": "none", "svg.hashsalt": "fadam",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "text.color": INK,
-    "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "legend.frameon": False,
-    "lines.linewidth": 1.6, "lines.markersize": 4.5, "axes.formatter.useoffset": False,
-}  # fmt: skip
-
-
-def canvas(height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
-    """A figure of panels `WIDTH` wide and `height` inches high each, and its axes as (rows, columns)."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams.update(STYLE)
-    figure = Figure(figsize=(WIDTH * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def png(figure: Figure) -> bytes:

@@ -16,6 +16,7 @@ from experiments.analysis.paper import PAPER, load_paper
 from experiments.analysis.table import Cell, Table
 from experiments.core import plan
 from experiments.core.catalogue import TASKS, arm, task, where
+from experiments.core.drawing import WIDTH
 from experiments.core.errors import AnalysisError
 from experiments.core.protocol import Protocol
 
@@ -119,7 +120,7 @@ def as_html(blocks: Sequence[Block], level: int) -> str:
                 drawn = figures.inline(block.path.read_text(encoding="utf-8"), block.name, says)
             # Wide drawings scroll by themselves; text stays large enough to read.
             width = figures.inches(drawn)
-            wide = f' wide" style="--least: {73 * width:.0f}px' if width > 1.5 * figures.WIDTH else ""
+            wide = f' wide" style="--least: {73 * width:.0f}px' if width > 1.5 * WIDTH else ""
             parts.append(f'<figure class="plot{wide}">{drawn}</figure>')
         elif isinstance(block, Fold):
             inner = as_html(block.blocks, level + 1)

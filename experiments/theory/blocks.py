@@ -6,12 +6,11 @@ import contextlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, MUTED = "#1f2429", "#8a9199"  # the report gives INK the colour of its text
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
@@ -84,30 +83,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names) or "none"
 
 
-# As the report's own drawings: text stays text, and the page gives it its font and ink.
-_STYLE: dict[Any, Any] = {
-    "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5, "font.family": "DejaVu Sans", "svg.fonttype": "none", "svg.hashsalt": "fadam",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "text.color": INK,
-    "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "legend.frameon": False,
-    "lines.linewidth": 1.6, "lines.markersize": 4.5, "axes.formatter.useoffset": False,
-}  # fmt: skip
-
-
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Figures are drawn and saved inside."""
+    """Figures are drawn and saved inside; what else draws is left as it was."""
     import matplotlib as mpl
 
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
         yield
-
-
-def canvas(height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
-    """A figure of panels 4.5 inches wide and `height` high, and its axes (rows, columns)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.theory.blocks import COLOURS, INK, MUTED, Grid, Spread, canvas, of_ratios, spread
+from experiments.core.drawing import INK, MUTED, canvas
+from experiments.theory.blocks import COLOURS, Grid, Spread, of_ratios, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

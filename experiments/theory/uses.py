@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.theory.blocks import COLOURS, INK, MUTED, Grid, canvas
+from experiments.core.drawing import INK, MUTED, canvas
+from experiments.theory.blocks import COLOURS, Grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,6 +12,7 @@ from experiments.analysis import figures
 from experiments.analysis.comparisons import Study
 from experiments.analysis.pages import Drawing, Pages, _flat
 from experiments.core.catalogue import task
+from experiments.core.drawing import INK
 
 
 def drawings(pages: Pages) -> list[Drawing]:
@@ -38,7 +39,7 @@ def test_svg_stands_in_a_page(drawn: list[Drawing]) -> None:
         text = figures.svg(d.figure, d.name, d.says)
         ElementTree.fromstring(text)
         assert 'role="img"' in text
-        assert figures.INK not in text
+        assert INK not in text
         assert "currentColor" in text
         assert not re.search(r"<(metadata|script)|http://(?!www.w3.org)", text)
         ids += re.findall(r' id="([^"]+)"', text)
