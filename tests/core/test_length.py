@@ -40,8 +40,8 @@ def test_nearest_divisor(total: int, wanted: float, found: int) -> None:
         (["trainer.max_steps=20", "scheduler.warmup_steps=19"], 10, 19, "steps20"),
         (["trainer.max_steps=20", "trial=mine"], 10, 2, "mine"),
         (["trainer.max_steps=20", "tune=lr"], 10, 2, "tune-lr0.01-steps20"),
-        (["trainer.max_steps=20", "debug=fast"], 2, 1, "debug"),
-        (["debug=fast"], 2, 1, "debug"),
+        (["trainer.max_steps=20", "debug=fast"], 2, 1, "debug-asr_cpu"),
+        (["debug=fast"], 2, 1, "debug-asr_cpu"),
     ],
 )
 def test_what_follows_from_the_steps(compose_config, words: list[str], every: int, warmup: int, trial: str) -> None:
