@@ -23,10 +23,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("fadam/__init__.py", "fadam/py.typed", "fadam/fused/cpu.cpp", "fadam/lightning.py")
-WHEEL = re.compile(r"fadam/(\w+/)*(\w+\.py|cpu\.cpp|py\.typed)|fadam-[^/]+\.dist-info/.*")
+WHEEL = re.compile(r"fadam/(\w+/)*(\w+\.py|cpu\.cpp|py\.typed|README\.md)|fadam-[^/]+\.dist-info/.*")
 # Of a source distribution, without the folder in which everything lies.
 SDIST = re.compile(
-    r"(fadam/(\w+/)*(\w+\.py|cpu\.cpp|py\.typed)|fadam\.egg-info/.*|README\.md|CHANGELOG\.md|CITATION\.cff|LICENSE"
+    r"(fadam/(\w+/)*(\w+\.py|cpu\.cpp|py\.typed|README\.md)|fadam\.egg-info/.*|README\.md|CHANGELOG\.md|CITATION\.cff|LICENSE"
     r"|MANIFEST\.in|PKG-INFO|pyproject\.toml|setup\.cfg)"
 )
 # In the new environment: 20 steps on every path, each against the reference.
