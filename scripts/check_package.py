@@ -26,8 +26,8 @@ NEEDED = ("fadam/__init__.py", "fadam/py.typed", "fadam/fused/cpu.cpp", "fadam/l
 WHEEL = re.compile(r"fadam/(\w+/)*(\w+\.py|cpu\.cpp|py\.typed|README\.md)|fadam-[^/]+\.dist-info/.*")
 # Of a source distribution, without the folder in which everything lies.
 SDIST = re.compile(
-    r"(fadam/(\w+/)*(\w+\.py|cpu\.cpp|py\.typed|README\.md)|fadam\.egg-info/.*|README\.md|CHANGELOG\.md|CITATION\.cff|LICENSE"
-    r"|MANIFEST\.in|PKG-INFO|pyproject\.toml|setup\.cfg)"
+    r"(fadam/(\w+/)*(\w+\.py|cpu\.cpp|py\.typed|README\.md)|fadam\.egg-info/.*|README\.md|CHANGELOG\.md"
+    r"|CITATION\.cff|LICENSE|MANIFEST\.in|PKG-INFO|pyproject\.toml|setup\.cfg)"
 )
 # In the new environment: 20 steps on every path, each against the reference.
 TRIAL = """
