@@ -9,12 +9,11 @@ transformers, lightning or the optimizers' packages; --allow names further packa
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.core.command import MISTAKE, in_a_sentence
+from experiments.core.command import told
 from experiments.core.errors import ConfigError, DataError
 
 TRUSTED = ("experiments", "fadam", "torch", "torchaudio", "transformers", "lightning", "pytorch_optimizer")
@@ -114,11 +113,7 @@ def main() -> int:
     try:
         metrics = evaluate(args.run, args.checkpoint, args.allow)
     except Exception as error:
-        sentence = in_a_sentence(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        return MISTAKE
+        return told(error)
     from rich.console import Console
     from rich.table import Table
 

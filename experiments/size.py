@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from experiments.core import menu
 from experiments.core import resolvers as resolvers
-from experiments.core.command import MISTAKE, in_a_sentence, leave
+from experiments.core.command import leave, told
 from experiments.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,11 +106,7 @@ def main(cfg: DictConfig) -> None:
             raise ConfigError("trainer.devices must be a number, got 'auto'")
         Console().print(table(cfg))
     except Exception as error:
-        sentence = in_a_sentence(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(MISTAKE)
+        sys.exit(told(error))
 
 
 if __name__ == "__main__":

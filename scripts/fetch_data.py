@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from experiments.core import resolvers as resolvers
 from experiments.core.choices import CONFIGS
-from experiments.core.command import MISTAKE, in_a_sentence
+from experiments.core.command import told
 from experiments.core.errors import DataError
 from experiments.core.menu import commands, header
 
@@ -94,11 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted: the same command goes on", file=sys.stderr)
         return 130
     except Exception as error:
-        sentence = in_a_sentence(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        return MISTAKE
+        return told(error)
     return 0
 
 

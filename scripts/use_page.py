@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +16,13 @@ import yaml
 
 from experiments.analysis import bowls, verdicts
 from experiments.analysis.comparisons import Study
-from experiments.analysis.table import Cell, Table, word
 from experiments.analysis.tables import gain_text
 from experiments.core.catalogue import arm, task, where
-from experiments.core.errors import AnalysisError, UserError
-from experiments.core.files import write_whole
+from experiments.core.errors import UserError
+from experiments.core.files import END, between, write_whole
 from experiments.core.plan import CONFIGS
 from experiments.core.protocol import rate
+from experiments.core.table import Cell, Table, word
 
 PAGE, BASE = Path("docs/use.md"), "../results/"
 PAIR = ("adamw_clip", "fadam")
@@ -145,10 +144,7 @@ def filled(text: str, made: dict[str, Callable[[], str]]) -> str:
     """
     for name, block in made.items():
         begin = f"<!-- begin: {name}, made by `make tables` -->"
-        pattern = re.compile(rf"({re.escape(begin)}\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise AnalysisError(f"{PAGE} lacks the lines {begin!r} and '<!-- end -->'")
-        text = pattern.sub(lambda m, block=block: f"{m[1]}{block()}\n{m[2]}", text, count=1)  # type: ignore[misc]
+        text = between(text, begin, block, f"{PAGE} lacks the lines {begin!r} and {END!r}")
     return text
 
 

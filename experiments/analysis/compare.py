@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from experiments.analysis.comparisons import interval
 from experiments.analysis.plain import BASELINE, CHALLENGER, metric_of, one_kind, pairs
-from experiments.analysis.table import Cell, Table, fill
 from experiments.analysis.tables import mean_sd
 from experiments.analysis.verdicts import versus
 from experiments.core.catalogue import TASKS, Metric, arm, check_scale, in_order, signed, task, where
 from experiments.core.protocol import names, protocol
 from experiments.core.records import Record, Records, differing, select
+from experiments.core.table import Cell, Table, fill
 
 Array = NDArray[np.float64]
 

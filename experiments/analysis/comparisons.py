@@ -27,7 +27,6 @@ from experiments.core.protocol import FOLDER, Comparison, Protocol, Run, names, 
 from experiments.core.records import Record, Records, check_one_kind
 
 Array = NDArray[np.float64]
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,11 @@ from experiments.analysis.comparisons import Compared, Ladder, Study, interval
 from experiments.analysis.frame import metric_keys
 from experiments.analysis.paper import OPTIMIZERS, Paper
 from experiments.analysis.plain import Pilot, plain_pairs
-from experiments.analysis.table import Cell, Table, word
 from experiments.analysis.verdicts import Finding, amount, main_comparisons
 from experiments.analysis.verdicts import word as verdict_word
 from experiments.core.catalogue import Metric, arm, in_order, signed, task, variant, where
 from experiments.core.protocol import Protocol, rate
+from experiments.core.table import Cell, Table, word
 
 NOTHING = "No run of this has been published yet."
 

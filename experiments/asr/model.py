@@ -12,8 +12,6 @@ from torchaudio.models import Conformer
 from experiments.core.errors import ConfigError
 from experiments.core.sharding import Layout
 
-SUBSAMPLING = 4
-
 
 def subsampled(lengths: Tensor) -> Tensor:
     """Frames left of `lengths` frames after the two convolutions of stride 2."""

@@ -214,13 +214,6 @@ def read_description(root: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def document_version(document: dict[str, Any] | None) -> int | None:
-    """The version that a description names, if any."""
-    settings = (document or {}).get("settings")
-    version = settings.get("version") if isinstance(settings, dict) else None
-    return version if isinstance(version, int) else None
-
-
 def write_description(root: Path, document: dict[str, Any]) -> None:
     write_whole(root / DESCRIPTION, json.dumps(document, indent=2) + "\n")
 

@@ -294,6 +294,7 @@ TASKS = dict(
         ),
     )
 )  # fmt: skip
+OURS = frozenset(TASKS)  # others add theirs
 VARIANTS = {
     "discretized_logistic": "discrete likelihood",
     "gaussian": "Gaussian likelihood",

@@ -40,6 +40,19 @@ def in_a_sentence(error: BaseException) -> str | None:
     return None
 
 
+def told(error: Exception) -> int:
+    """Tells a person's mistake; returns the status for it.
+
+    Raises:
+        Exception: `error` itself, where the mistake is ours.
+    """
+    sentence = in_a_sentence(error)
+    if sentence is None:
+        raise error
+    print(f"error: {sentence}", file=sys.stderr)
+    return MISTAKE
+
+
 def _of_hydra(error: CompactHydraException) -> str:
     """What Hydra says, without where it has looked and how one would add what is misspelled."""
     text, cause = str(error), error.__cause__
@@ -71,12 +84,9 @@ def leave(main: Callable[[], Any]) -> NoReturn:
             print(stopping.INTERRUPTED, file=sys.stderr)
         raise
     except Exception as error:
-        sentence = in_a_sentence(error)
-        if sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
+        status = told(error)
         if isinstance(error, CompactHydraException):
             for hint in unknown_keys(sys.argv[1:]):
                 print(hint, file=sys.stderr)
-        sys.exit(MISTAKE)
+        sys.exit(status)
     sys.exit(0)

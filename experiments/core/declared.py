@@ -170,7 +170,7 @@ def read(path: Path) -> Declared:
     study = protocol.built(Study, content.pop("study", None), f"{path}: study")
     objective = protocol.built(protocol.Metric, _objective(content, path), f"{path}: objective")
     name = str(content.setdefault("task", path.stem))
-    if name in ("asr", "llm", "vqvae"):
+    if name in catalogue.OURS:
         raise ConfigError(f"{path}: task must be a name of its own, and {name} is one of this project's")
     if not isinstance(content.get("trainer"), dict) or "max_steps" not in content["trainer"]:
         raise ConfigError(f"{path} must say trainer.max_steps, the optimizer steps of a run")

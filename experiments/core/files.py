@@ -1,9 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and texts of which a part is made."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+from experiments.core.errors import AnalysisError
+
+END = "<!-- end -->"  # of a part that is made
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -19,3 +24,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def between(text: str, begin: str, content: Callable[[], str], missing: str) -> str:
+    """`text` with `content`, on lines of its own, between the mark `begin` and the next `END`. Nothing is made in vain.
+
+    Raises:
+        AnalysisError: a mark is not there; with the sentence `missing`.
+    """
+    head, found, rest = text.partition(begin)
+    _, end, tail = rest.partition(END)
+    if not found or not end:
+        raise AnalysisError(missing)
+    return f"{head}{begin}\n{content()}\n{end}{tail}"

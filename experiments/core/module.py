@@ -80,9 +80,9 @@ class TaskModule(LightningModule):
             rank_zero_only=True,
         )
 
-    @abstractmethod
     def seen(self, batch: Any) -> dict[str, float]:
         """What one training batch holds, in the units of the run record, such as `{"hours": 0.01}`."""
+        return {"items": float(items(batch))}
 
     @abstractmethod
     def probe(self, data: DictConfig) -> Tensor:

@@ -192,11 +192,11 @@ class Planner:
         for arm, sweep in sweeps.items():
             step = sweep.best if sweep.best is not None else min(sweep.values)
             by_decay = {
-                value: [self.rate_runs(name if value == start[arm] else decays, arm, [step], seeds, value)]
+                value: self.rate_runs(name if value == start[arm] else decays, arm, [step], seeds, value)
                 for value in tries[arm]
             }
             means: dict[float, float] = {}
-            for value, (of_value,) in by_decay.items():
+            for value, of_value in by_decay.items():
                 more += [] if value == start[arm] else of_value
                 found = [self.objective(run) for run in of_value]
                 if all(v is not None for v in found):

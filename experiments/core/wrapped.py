@@ -85,18 +85,18 @@ class WrappedModule(TaskModule):
     def _wrap_steps(self, model: LightningModule) -> None:
         step: Any = model.training_step
 
+        def loss(found: Any) -> Any:
+            return found.get("loss") if isinstance(found, dict) else found
+
         @functools.wraps(step)
         def training_step(*words: Any, **named: Any) -> Any:
             found = step(*words, **named)
-            loss = found.get("loss") if isinstance(found, dict) else found
-            scalar(loss, f"{self.name}.training_step")
+            scalar(loss(found), f"{self.name}.training_step")
             return found
 
         @functools.wraps(step)
         def by_loss(batch: Any, *words: Any) -> None:
-            found = step(batch, *words)
-            loss = found["loss"] if isinstance(found, dict) else found
-            self.log(f"{self._split()}/loss", loss, batch_size=items(batch))
+            self.log(f"{self._split()}/loss", loss(step(batch, *words)), batch_size=items(batch))
 
         vars(self)["training_step"] = training_step
         if self.by_loss:
@@ -115,9 +115,6 @@ class WrappedModule(TaskModule):
         split = self._split()
         if split == "train" or not self.by_loss:
             self.log(f"{split}/{_SPLIT.sub('', name)}", value, *words, **options)
-
-    def seen(self, batch: Any) -> dict[str, float]:
-        return {"items": float(items(batch))}
 
     def probe(self, data: DictConfig) -> Tensor:
         raise ConfigError(f"the memory of {self.name} cannot be counted before it runs")

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import io
 import shutil
-import signal
 import sys
 import tempfile
 import traceback
@@ -22,8 +21,7 @@ from pathlib import Path
 
 from experiments.analysis import figures, verdicts
 from experiments.analysis.comparisons import Study, decider
-from experiments.analysis.pages import Drawing, Fold, Pages, Section, markdown
-from experiments.analysis.table import fill
+from experiments.analysis.pages import Drawing, Fold, Pages, Section, page
 from experiments.analysis.tables import comparisons, headline
 from experiments.core import catalogue
 from experiments.core.command import MISTAKE, in_a_sentence
@@ -33,7 +31,10 @@ from experiments.core.files import write_whole
 from experiments.core.plan import Planner, plan_all, wanted
 from experiments.core.protocol import Protocol
 from experiments.core.records import Records, one_line_warnings
+from experiments.core.table import fill
 from experiments.own.task import OwnTask
+from experiments.study.pool import execute
+from experiments.study.runs import run_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,8 +69,6 @@ def try_two_steps(declared: Declared, words: Sequence[str]) -> None:
     Raises:
         UserError: what is wrong, in a sentence.
     """
-    from experiments.study.pool import execute
-
     with tempfile.TemporaryDirectory() as folder:
         given = [*declared.words, f"experiment={declared.path.stem}", f"optimizer={CHALLENGER}", *words]
         try:
@@ -99,8 +98,7 @@ def _mistake(error: BaseException, folder: Path) -> UserError | None:
 class OwnPages(Pages):
     """The page of one task, from the records of this machine."""
 
-    def progress(self, p: Protocol) -> str:
-        return super().progress(p).replace("been published", "been made")
+    runs_are = "made"
 
     def sections(self, p: Protocol) -> list[Section]:
         """As the pages of the three tasks, the short table of the README first."""
@@ -124,10 +122,9 @@ def report(p: Protocol, runs: Path, width: int) -> str:
     sections = pages.sections(p)
     folder = runs / p.task
     title = catalogue.task(p.task).title
-    parts = [f"# {title}: {', '.join(catalogue.arm(name).label for name in p.bowl.arms)}"]
-    parts += [f"## {s.title}\n\n{markdown(s.blocks, '../', 2)}" for s in sections if s.blocks]
+    title += f": {', '.join(catalogue.arm(name).label for name in p.bowl.arms)}"
     path = folder / "tables" / f"{p.task}.md"
-    write_whole(path, "\n\n".join(parts) + "\n")
+    write_whole(path, page(title, sections))
     for drawing in drawings([block for s in sections for block in s.blocks]):
         write_whole(folder / "figures" / f"{drawing.name}.png", figures.png(drawing.figure))
     words = [verdicts.sentence(c) for c in study.comparisons]
@@ -165,8 +162,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Make the runs that are missing, then the page."""
-    from experiments.study.__main__ import run_all
-
     declared = read(options.config)
     p = declared.protocol(options.smoke)
     described(declared)
@@ -176,9 +171,8 @@ def compare(options: argparse.Namespace) -> int:
     if any(wanted(plan_all(planners), results)):
         print("two steps first, to see that the parts fit", flush=True)
         try_two_steps(declared, options.words)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         # What an earlier version of the file left is replaced.
-        options.words = [*declared.words, "overwrite=true", *options.words]
-        failed = run_all(options, results, planners)
+        words = [*declared.words, "overwrite=true", *options.words]
+        failed = run_all(planners, results, options.runs, words, options.jobs, options.minutes)
     print(report(p, options.runs, min(shutil.get_terminal_size().columns, 100)))
     return failed

@@ -189,8 +189,5 @@ class OwnModule(TaskModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
-    def seen(self, batch: Any) -> dict[str, float]:
-        return {"items": float(items(batch))}
-
     def probe(self, data: DictConfig) -> Tensor:
         raise ConfigError("the memory of a task in one file cannot be counted before it runs")

@@ -21,24 +21,19 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
 import sys
-import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.analysis.comparisons import decider
 from experiments.core.errors import UserError
 from experiments.core.plan import Planner, plan_all, wanted
-from experiments.core.protocol import Run, names, protocol
+from experiments.core.protocol import names, protocol
 from experiments.core.records import Records, one_line_warnings
 from experiments.study.choose import choose_experiment, write_tuned
-from experiments.study.pool import Pool
 from experiments.study.publish import publish
-from experiments.study.status import counts, said, time_left
-
-ATTEMPTS = 2
+from experiments.study.runs import run_all
+from experiments.study.status import said
 
 
 def planners(studies: Sequence[str], results: Records) -> list[Planner]:
@@ -46,50 +41,6 @@ def planners(studies: Sequence[str], results: Records) -> list[Planner]:
     everything = {name: protocol(name) for name in dict.fromkeys([*names(), *studies])}
     decided = decider(list(everything.values()), results)
     return [Planner(everything[name], results, decided) for name in studies]
-
-
-def words(run: Run, runs: Path, more: Sequence[str]) -> list[str]:
-    return [*run.words, "progress=line", "logger=none", f"paths.runs_dir={runs.resolve()}", *more]
-
-
-def run_all(options: argparse.Namespace, results: Records, found: Sequence[Planner]) -> int:
-    """Make runs until none is missing, or time is up."""
-    until = time.monotonic() + 60 * options.minutes if options.minutes else None
-    tried: Counter[Path] = Counter()
-    failures: dict[Path, str] = {}
-
-    def next_run() -> Run | None:
-        if until is not None and time.monotonic() > until:
-            return None
-        candidates = [run for run in wanted(plan_all(found), results) if run.record not in pool.going]
-        for attempt in range(ATTEMPTS):
-            for run in candidates:
-                if tried[run.record] == attempt:
-                    tried[run.record] += 1
-                    return run
-        return None
-
-    pool = Pool(options.jobs, lambda run: words(run, options.runs, options.words))
-    done = 0
-    try:
-        for run, failure in pool.work(next_run):
-            results.forget(run)
-            if not failure and results.of(run) is None:
-                failure = f"it left a record that does not belong to it: {run.record}"
-            if failure:
-                failures[run.record] = failure
-                print(f"failed: {run.record}: {failure}", file=sys.stderr, flush=True)
-            else:
-                done += 1
-                failures.pop(run.record, None)
-                stages = plan_all(found)
-                due, left = len(list(wanted(stages, results))), time_left(counts(stages, results), options.jobs)
-                print(f"{done} done, {due} due: {run.protocol}, {run.stage}: {run.record}; {left}", flush=True)
-    finally:
-        pool.close()
-    for record, failure in failures.items():
-        print(f"failed {ATTEMPTS} times: {record}: {failure.strip().splitlines()[-1]}", file=sys.stderr)
-    return 1 if failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     one_line_warnings()
     try:
         if options.command == "run":
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-            return run_all(options, results, planners(options.studies, results))
+            found = planners(options.studies, results)
+            return run_all(found, results, options.runs, options.words, options.jobs, options.minutes)
         if options.command == "choose":
             for experiment in options.studies:
                 print("\n".join(choose_experiment(experiment, options.runs)))

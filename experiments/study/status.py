@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.analysis.table import Cell, Table, fill
 from experiments.core.durations import duration
 from experiments.core.plan import Stage, done
 from experiments.core.protocol import protocol
 from experiments.core.records import Records
+from experiments.core.table import Cell, Table, fill
 
 WIDTH = 80
 COLUMNS = ("published", "here", "due", "later", "core time")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from experiments.core.table import Cell, Table
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -24,8 +26,8 @@ class Grid:
     folded: bool = False
 
     def markdown(self) -> str:
-        lines = [self.header, ("---",) * len(self.header), *self.rows]
-        return f"{self.caption}:\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        table = Table(self.caption, self.header, tuple(tuple(map(Cell, row)) for row in self.rows))
+        return f"{self.caption}:\n\n{table.markdown()}"
 
 
 @dataclass(frozen=True)

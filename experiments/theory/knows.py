@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from experiments.core.errors import AnalysisError
-from experiments.core.files import write_whole
+from experiments.core.files import END, between, write_whole
 from experiments.theory import agreement, identity, sizes, uses
 from experiments.theory.blocks import Block, Grid, Part, Picture, listed, style
 
@@ -38,7 +38,7 @@ COMMANDS = {use: f"python -m examples.fisher {use}" for use in uses.USES} | {
     "toy": "python -m experiments.theory.fisher",
 }
 TOY = Path("theory/fisher.json")  # below results
-BEGIN, END = "<!-- begin: Fisher information, made by `make fisher` -->", "<!-- end -->"
+BEGIN = "<!-- begin: Fisher information, made by `make fisher` -->"
 
 
 def paths(results: Path) -> dict[str, Path]:
@@ -207,11 +207,8 @@ def insert(readme: str, paragraph: str) -> str:
     Raises:
         AnalysisError: it has no such marks.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise AnalysisError(f"the README has no place for the paragraph: {BEGIN} and, behind it, {END}")
-    return f"{before}{begin}\n{paragraph}\n{end}{after}"
+    missing = f"the README has no place for the paragraph: {BEGIN} and, behind it, {END}"
+    return between(readme, BEGIN, lambda: paragraph, missing)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from experiments.analysis.comparisons import Study
 from experiments.analysis.pages import Pages
 from experiments.analysis.paper import load_paper
 from experiments.analysis.plain import pilots
-from experiments.analysis.table import Table
 from experiments.core.catalogue import task
+from experiments.core.table import Table
 from tests.analysis.conftest import ROOT
 from tests.made_up import content, put
 

@@ -14,6 +14,7 @@ from experiments.core import catalogue
 from experiments.core.declared import read
 from experiments.core.errors import ConfigError
 from experiments.study import __main__ as study
+from experiments.study import runs
 from experiments.study.pool import perform
 from tests.conftest import ROOT
 
@@ -70,7 +71,7 @@ def own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., int]]:
     """`own(task=..., config=...)` writes a task's two files and compares; each test has a module name of its own."""
-    monkeypatch.setattr(study, "Pool", Serial)
+    monkeypatch.setattr(runs, "Pool", Serial)
     name = "own_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
     known, paths = dict(catalogue.TASKS), list(sys.path)
 
@@ -93,7 +94,7 @@ def records(root: Path) -> dict[str, dict[str, Any]]:
 def test_the_example_is_short_and_its_smoke_form_runs(tmp_path: Path, capsys, monkeypatch) -> None:
     assert len((EXAMPLES / "own_task" / "textures.py").read_text().splitlines()) <= 80
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(study, "Pool", Serial)
+    monkeypatch.setattr(runs, "Pool", Serial)
     words = ["own", "examples/own_task/textures.yaml", "--smoke", "--runs", str(tmp_path), "--jobs", "1"]
     assert study.main(words) == 0
     shown = capsys.readouterr().out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.analysis.table import Cell, Table, fill, word
+from experiments.core.table import Cell, Table, fill, word
 
 TABLE = Table(
     "A <caption>",
