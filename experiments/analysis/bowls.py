@@ -2,7 +2,7 @@
 
 A table holds one value a learning rate and tuning seed, (R, S), over the same seeds at every rate: `inf` (mode "min")
 or `-inf` (mode "max") where the run diverged. The mean of a rate at which a run diverged is infinitely bad. Which rate
-is chosen for the runs that follow is another question: `experiments.core.plan.choose_rate`.
+is taken for the runs that follow is another question: `taken`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-from experiments.core.plan import decay_kind
-from experiments.core.protocol import Protocol
+from experiments.core.plan import choose_rate, decay_kind
+from experiments.core.protocol import Protocol, step_of
 
 Array = NDArray[np.float64]
 Mode = Literal["min", "max"]
@@ -106,6 +106,13 @@ def bowls(table: pd.DataFrame, p: Protocol) -> dict[str, Bowl]:
             if made is not None:
                 found[name] = made
     return found
+
+
+def taken(b: Bowl, p: Protocol) -> int:
+    """Index of the rate that is taken for the runs that follow: that of the best mean, unless a cliff is near."""
+    by_step = {step_of(learning_rate): list(values) for learning_rate, values in zip(b.rates, b.values, strict=True)}
+    chosen, _ = choose_rate(by_step, p.tuning.mode, p.bowl.cliff * p.matters)
+    return b.lowest if chosen is None else list(by_step).index(chosen)
 
 
 def width(rates: ArrayLike, values: ArrayLike, mode: Mode, matters: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from experiments.analysis.bowls import Bowl
+from experiments.analysis.bowls import Bowl, taken
 from experiments.analysis.comparisons import Compared, Ladder, Study, interval
 from experiments.analysis.frame import metric_keys
 from experiments.analysis.paper import OPTIMIZERS, Paper
@@ -163,20 +163,22 @@ def bowls(found: Mapping[str, Bowl], p: Protocol) -> Table:
 
     rows = []
     for name, b in found.items():
+        planned = max(p.bowl.last - p.bowl.first + 1, len(b.rates))
+        chosen = f"{b.rates[taken(b, p)]:g}" if len(b.rates) == planned else "–"
         ends = "" if b.width_interval is None else f" [{b.width_interval[0]:.1f}, {b.width_interval[1]:.1f}]"
         rows.append(
             [
-                arm(name).label, f"{b.rates[b.lowest]:g}", text(b.best, b.best_interval),
+                arm(name).label, f"{b.rates[b.lowest]:g}", chosen, text(b.best, b.best_interval),
                 f"{'≥ ' if b.open else ''}{b.width:.1f}{ends}", text(b.sensitivity, b.sensitivity_interval),
-                f"{len(b.rates)} of {max(p.bowl.last - p.bowl.first + 1, len(b.rates))}",
+                f"{len(b.rates)} of {planned}",
             ]
         )  # fmt: skip
     note = (
         f"By {metric.label} on the tuning seeds. Width: the factor between the learning rates within "
         f"{amount(metric, p.matters)} of the best. Sensitivity: the mean excess over all rates. In brackets 95% "
-        "intervals over seeds."
+        "intervals over seeds. Taken is the best rate that stands beside no cliff (docs/study.md)."
     )
-    header = ("arm", "best rate", "best value", "width (factor)", "sensitivity", "rates run")
+    header = ("arm", "best rate", "rate taken", "best value", "width (factor)", "sensitivity", "rates run")
     return _table(f"Learning rates: {where(p.task, p.variant)}", header, rows, note)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.analysis.bowls import Array, Bowl, jackknife, width
+from experiments.analysis.bowls import Array, Bowl, jackknife, taken, width
 from experiments.analysis.comparisons import Compared, Context, GridVerdict, Ladder, Study, interval
 from experiments.analysis.paper import entries, read_yaml
 from experiments.core.catalogue import Metric, arm, signed, task, variant, where
@@ -266,9 +266,32 @@ def tuning_sentence(found: Mapping[str, Bowl], p: Protocol) -> str:
         ends = jackknife(lambda a, b: log_width(a) - log_width(b), *tables)
         if ends is not None and (ends[0] > 0 or ends[1] < 0):
             says = f"FAdam is {'easier' if ends[0] > 0 else 'harder'} to tune"
-    return (
+    widths = (
         f"{says}: FAdam stays within {matters} of its best over a factor of {factor(one)} of learning rates, "
         f"{arm('adamw_clip').phrase} over {factor(other)}."
+    )
+    others = (passed_over(name, found[name], p) for name in ("adamw_clip", "fadam"))
+    return " ".join([widths, *filter(None, others)])
+
+
+def passed_over(name: str, b: Bowl, p: Protocol) -> str:
+    """Why an arm is not run at the rate of its best mean; "" where it is."""
+    best, chosen = b.lowest, taken(b, p)
+    if best == chosen:
+        return ""
+    metric = task(p.task).metric(p.tuning.name)
+    excess = abs(b.values.mean(axis=1) - b.best)
+
+    def worse(by: float) -> str:
+        return f"worse by {metric.amount.format(metric.number(by))}"
+
+    reason = "is the last one tried"
+    if 0 < best < len(b.rates) - 1:
+        beside = max(best - 1, best + 1, key=lambda i: float(excess[i]))
+        reason = f"stands beside a cliff ({b.rates[beside]:g} was {worse(excess[beside])})"
+    return (
+        f"The best rate of {arm(name).phrase}, {b.rates[best]:g}, {reason}; {b.rates[chosen]:g} was taken, which was "
+        f"{worse(excess[chosen])} on the tuning seeds."
     )
 
 

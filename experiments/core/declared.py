@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,7 +90,7 @@ class Declared:
         for name in ("lowest", "highest"):
             if not getattr(s, name) > 0:
                 raise ConfigError(f"{self.path}: study.{name} must be above 0, got {getattr(s, name)}")
-        first, last = (round(protocol.STEPS_PER_DECADE * math.log10(rate)) for rate in (s.lowest, s.highest))
+        first, last = map(protocol.step_of, (s.lowest, s.highest))
         looks = (LEAST_PAIRS,) if smoke else s.looks
         if not looks or looks[0] < LEAST_PAIRS:
             raise ConfigError(

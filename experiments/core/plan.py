@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from experiments.core.catalogue import SCALES
-from experiments.core.protocol import STEPS_PER_DECADE, Bowl, Comparison, Key, Protocol, Run, Switches, rate
+from experiments.core.protocol import Bowl, Comparison, Key, Protocol, Run, Switches, rate, step_of
 from experiments.core.records import Record, Records
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -136,7 +136,7 @@ class Planner:
             value = self.objective(run)
             if value is None:
                 return None
-            table.setdefault(step_of(run), []).append(value)
+            table.setdefault(step_of(dict(run.settings)[RATE]), []).append(value)
         values = {step: tuple(found) for step, found in sorted(table.items())}
         best, end = choose_rate(values, self.protocol.tuning.mode, cliff * self.protocol.matters)
         return Sweep(arm, values, best, end)
@@ -318,11 +318,6 @@ class Planner:
         if p.context is not None:
             found = {**self.bowl("context", p.context, 0)[1], **found}
         return found
-
-
-def step_of(run: Run) -> int:
-    """The step of a planned run's learning rate."""
-    return round(STEPS_PER_DECADE * math.log10(dict(run.settings)[RATE]))
 
 
 def choose_rate(values: Mapping[int, Sequence[float]], mode: str, cliff: float) -> tuple[int | None, str]:

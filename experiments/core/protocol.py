@@ -7,6 +7,7 @@ A protocol says what is tuned, on which seeds, what is then compared on fresh on
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ Key = tuple[str, str, int]
 def rate(step: int) -> float:
     """Learning rate number `step`, 10^(step / 5) to two digits: -15 is 0.001, -14 is 0.0016."""
     return float(f"{10 ** (step / STEPS_PER_DECADE):.2g}")
+
+
+def step_of(learning_rate: float) -> int:
+    """The number of a learning rate, see `rate`."""
+    return round(STEPS_PER_DECADE * math.log10(learning_rate))
 
 
 @dataclass(frozen=True)

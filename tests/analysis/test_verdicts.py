@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.analysis import verdicts
-from experiments.analysis.bowls import bowls
+from experiments.analysis import tables, verdicts
+from experiments.analysis.bowls import bowls, taken
 from experiments.analysis.comparisons import Study
 from experiments.analysis.pages import BEGIN, END, Pages
 from experiments.analysis.verdicts import Finding, load_claims, load_theory
@@ -79,6 +79,23 @@ def test_the_wider_bowl_is_easier_to_tune(study: Study, bend: float, word: str) 
     assert "have not been run" in verdicts.tuning_sentence({}, p)
     few = table[~(mine & (table["lr"] > 0.0025))]
     assert "Not known yet" in verdicts.tuning_sentence(bowls(few, p), p)
+
+
+def test_a_best_rate_that_is_passed_over_is_told(study: Study) -> None:
+    p = study.planners["llm"].protocol
+    table = study.table.copy()
+    mine = (table["arm"] == "adamw_clip") & (table["part"] == "tune") & (table["protocol"] == "llm")
+    assert "cliff" not in verdicts.tuning_sentence(bowls(table, p), p)
+    table.loc[mine & (table["lr"] == 0.004), p.tuning.name] = 1.8
+    found = bowls(table, p)
+    assert taken(found["adamw_clip"], p) == 1
+    said = verdicts.tuning_sentence(found, p)
+    assert "best rate of AdamW with clipping, 0.0025, stands beside a cliff (0.004 was worse by 0." in said
+    assert "; 0.0016 was taken, which was worse by 0.0" in said
+    row = next(row for row in tables.bowls(found, p).rows if row[0].text == "AdamW + clip")
+    assert [cell.text for cell in row[1:3]] == ["0.0025", "0.0016"]
+    table.loc[mine & (table["lr"] == 0.001), p.tuning.name] = 1.5
+    assert "0.001, is the last one tried; 0.0016 was taken" in verdicts.tuning_sentence(bowls(table, p), p)
 
 
 def test_the_identity_of_c10_rests_on_the_small_network_and_on_the_tasks(pages: Pages) -> None:
