@@ -60,12 +60,11 @@ class Compared:
         return None if not sd else power.detectable(sd, self.comparison.looks, ALPHA / self.family)
 
     def pairs_needed(self) -> int | None:
-        """Pairs with which both questions would be answered with a chance of 90%; None before the first look."""
-        sd, matters = self.verdict.sd, self.protocol.matters
-        if not sd:
+        """Pairs that decide it with a chance of 90% if the difference is the one found; None unless undecided."""
+        v, looks = self.verdict, self.comparison.looks
+        if v.word != "undecided" or not v.sd or v.mean is None:
             return None
-        level = ALPHA / self.family
-        return max(power.pairs_for_superiority(sd, matters, level), power.pairs_for_equivalence(sd, matters, level))
+        return power.pairs_to_decide(v.sd, v.mean, self.protocol.matters, looks, v.pairs, ALPHA / self.family)
 
 
 def pairs_of(

@@ -62,6 +62,30 @@ def pairs_for_equivalence(sd: float, matters: float, alpha: float = ALPHA, power
     return _fewest(lambda n: equivalence_power(sd, n, matters, 0.0, alpha), power)
 
 
+def pairs_to_decide(
+    sd: float, difference: float, matters: float, looks: Sequence[int], after: int, alpha: float = ALPHA
+) -> int:
+    """Pairs of which one of the two questions is answered with probability 0.9, if `difference` is the true one.
+
+    That is the first of the `looks` beyond `after` pairs at which it is, each test at its nominal level; where none is,
+    the pairs of one look of its own, more than those of the last.
+
+    Raises:
+        ValueError: see `check_looks`.
+    """
+    looks = check_looks(looks)
+
+    def chance(n: int, two_sided: float, one_sided: float) -> float:
+        equal = equivalence_power(sd, n, matters, difference, one_sided)
+        return max(equal, superiority_power(sd, n, difference, two_sided))
+
+    levels = zip(looks, nominal_levels(looks, alpha / 2), nominal_levels(looks, alpha), strict=True)
+    for n, half, level in levels:
+        if n > after and chance(n, 2 * half, level) >= POWER:
+            return n
+    return max(looks[-1] + 1, _fewest(lambda n: chance(n, alpha, alpha), POWER))
+
+
 def detectable(sd: float, looks: int | Sequence[int], alpha: float = ALPHA, power: float = POWER) -> float:
     """The true difference that is found with probability `power` by the last of the `looks`, or by one look of n pairs.
 

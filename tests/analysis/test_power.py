@@ -12,6 +12,7 @@ from experiments.analysis.power import (
     equivalence_power,
     pairs_for_equivalence,
     pairs_for_superiority,
+    pairs_to_decide,
     superiority_power,
 )
 
@@ -41,6 +42,27 @@ def test_fewest_pairs() -> None:
     n = pairs_for_equivalence(1.0, 0.6, alpha=0.05 / 3)
     assert equivalence_power(1.0, n, 0.6, alpha=0.05 / 3) >= 0.9 > equivalence_power(1.0, n - 1, 0.6, alpha=0.05 / 3)
     assert pairs_for_superiority(1.0, 1e3) >= 2
+
+
+@pytest.mark.parametrize(("difference", "after", "pairs"), [(0.0006, 12, 20), (0.0006, 0, 20), (0.02, 0, 12)])
+def test_pairs_to_decide_are_those_of_a_look(difference: float, after: int, pairs: int) -> None:
+    looks, level = (12, 20, 40), 0.05 / 3
+    n = pairs_to_decide(0.0052, difference, 0.01, looks, after, level)
+    assert n == pairs
+    rng = np.random.default_rng(0)
+    found = evidence(rng.normal(difference, 0.0052, (4_000, n)), looks, 0.01)
+    decided = np.minimum(found.superior, found.equivalent) <= level
+    assert decided[:, -1].mean() >= 0.9
+    if n > looks[0]:
+        assert decided[:, 0].mean() < 0.9
+
+
+def test_pairs_to_decide_beyond_the_last_look() -> None:
+    assert pairs_to_decide(1.0, 0.1, 10.0, (12, 20), 20) == 21
+    n = pairs_to_decide(0.05, 0.02, 0.03, (12, 20), 20)
+    assert n > 21
+    chance = [max(equivalence_power(0.05, k, 0.03, 0.02), superiority_power(0.05, k, 0.02)) for k in (n - 1, n)]
+    assert chance[0] < 0.9 <= chance[1]
 
 
 @pytest.mark.parametrize("looks", [20, (20,), (12, 20, 40), (12, 20)])
