@@ -305,6 +305,7 @@ def advice(found: Sequence[Compared]) -> str:
     said = {
         "better": "on {}, yes: it is better there",
         "worse": "on {}, no: it is worse there",
+        "equivalent": "on {} there is no reason to leave a tuned AdamW: the two are equivalent",
         "open": "on {} there is no reason to leave a tuned AdamW: no gain has been shown",
         "": "on {} it is not known yet",
     }
