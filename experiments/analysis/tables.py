@@ -299,7 +299,7 @@ def pilot(found: Sequence[Pilot]) -> Table:
         arms = "; ".join(f"{arm(name).label} {mean_sd(metric, values)}" for name, values in q.values.items())
         sd = "–" if q.sd is None else metric.number(q.sd)
         product = "–" if q.sd is None else f"{q.sd**2 * 2 * q.minutes:.3g}"
-        rows.append([task(q.task).title, q.label, arms, f"{q.minutes:.1f}", str(q.pairs or "–"), sd, product])
+        rows.append([where(q.task, q.variant), q.label, arms, f"{q.minutes:.1f}", str(q.pairs or "–"), sd, product])
     header = ("task", "settings", "arms", "minutes a run", "pairs", "sd of a pair", "variance x minutes")
     note = (
         "Seeds from 1001, which no study uses. The smaller variance x minutes, the fewer minutes decide a comparison."
