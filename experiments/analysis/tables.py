@@ -71,7 +71,8 @@ def _found(c: Compared) -> str:
 
 
 GAIN = (
-    "A gain is positive where the arm named first is better. Its 95% interval holds over all looks together. "
+    "A gain is positive where the arm named first is better. Its 95% interval holds over all looks together, and may "
+    "reach a little beyond what matters where the word is equivalent, which is asked at 5% on either side. "
     "“Detectable” is the true difference that the last look finds with a chance of 90%."
 )
 
