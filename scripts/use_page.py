@@ -62,7 +62,8 @@ def learning_rates(study: Study) -> str:
             rows.append([place, *(f"{rates[name]:g}" for name in PAIR), f"{factors[-1]:.2g}", " and ".join(widths)])
     header = ("study", f"{arm(PAIR[0]).label}, tuned", f"{arm(PAIR[1]).label}, tuned", "factor", "widths of the bowls")
     if rows:
-        between = f"FAdam's tuned rate was {min(factors):.2g} to {max(factors):.2g} times AdamW's."
+        ends = dict.fromkeys(f"{factor:.2g}" for factor in (min(factors), max(factors)))
+        between = f"FAdam's tuned rate was {' to '.join(ends)} times AdamW's."
         return (
             f"{between}\n\n{table(header, rows, 'A width is the factor between rates within `matters` of the best.')}"
         )

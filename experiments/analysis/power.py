@@ -73,7 +73,6 @@ def pairs_to_decide(
     Raises:
         ValueError: see `check_looks`.
     """
-    looks = check_looks(looks)
 
     def chance(n: int, two_sided: float, one_sided: float) -> float:
         equal = equivalence_power(sd, n, matters, difference, one_sided)

@@ -164,7 +164,7 @@ def bowls(found: Mapping[str, Bowl], p: Protocol) -> Table:
 
     rows = []
     for name, b in found.items():
-        planned = max(p.bowl.last - p.bowl.first + 1, len(b.rates))
+        planned = max(p.bowl.planned, len(b.rates))
         chosen = f"{b.rates[taken(b, p)]:g}" if len(b.rates) == planned else "–"
         ends = "" if b.width_interval is None else f" [{b.width_interval[0]:.1f}, {b.width_interval[1]:.1f}]"
         rows.append(

@@ -246,7 +246,7 @@ def tuning_sentence(found: Mapping[str, Bowl], p: Protocol) -> str:
     if not {"fadam", "adamw_clip"} <= set(found):
         return "Which is easier to tune? Not known yet: the learning rates have not been run."
     one, other = found["fadam"], found["adamw_clip"]
-    planned = p.bowl.last - p.bowl.first + 1
+    planned = p.bowl.planned
     if (run := min(len(one.rates), len(other.rates))) < planned:
         return f"Which is easier to tune? Not known yet: {run} of {planned} learning rates have been run for both."
     metric = task(p.task).metric(p.tuning.name)

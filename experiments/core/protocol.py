@@ -68,6 +68,11 @@ class Bowl:
     growth: int = 2
     cliff: float = 10.0
 
+    @property
+    def planned(self) -> int:
+        """How many learning rates each arm runs before the grid grows."""
+        return self.last - self.first + 1
+
 
 @dataclass(frozen=True)
 class Switches:
@@ -169,7 +174,7 @@ class Protocol:
             if bowl is not None:
                 tuned |= set(bowl.arms)
                 self._check_seeds("tuning seeds", bowl.seeds)
-                if bowl.last - bowl.first < 2:
+                if bowl.planned < 3:
                     raise ConfigError(
                         f"{self.name}: a bowl needs at least 3 rates, got steps {bowl.first} to {bowl.last}"
                     )

@@ -41,6 +41,7 @@ def test_a_decided_study_fills_it(tmp_path: Path) -> None:
     made = use_page.filled((ROOT / use_page.PAGE).read_text(encoding="utf-8"), use_page.blocks(study, ROOT / "results"))
     assert use_page.UNDECIDED not in made
     assert "FAdam's tuned rate was " in made
+    assert not re.search(r"was (\S+) to \1 times AdamW's", made)
     assert "FAdam, AdamW's decay against FAdam, AdamW's decay, global clip" in made
     assert "figures/llm-epsilon.png" in made
     assert "GPT-2 124M, 2 threads" in made
