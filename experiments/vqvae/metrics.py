@@ -80,7 +80,8 @@ class SplitScores(nn.Module):
 
     Errors are those of photographs, since the tiles of one photograph are no independent samples. Bits per dimension,
     mean squared error and SSIM of a photograph are means over its tiles; its PSNR is that of its mean squared error.
-    The split's values are means over its photographs, which all weigh the same.
+    The split's values are means over its photographs, which all weigh the same; one of which no tile was seen, since
+    Lightning's `limit_val_batches` cut the split short, is left out.
 
     SSIM follows torchmetrics at the border: Gaussian windows of 11x11 pixels (sigma 1.5) stand on every pixel, and
     where they reach over the border they see the tile mirrored. With windows inside the tile only, as its authors have
@@ -137,7 +138,7 @@ class SplitScores(nn.Module):
         each |= {"mse": self.mse.compute() / tiles, "ssim": self.ssim.compute() / tiles}
         each["psnr"] = -10.0 * torch.log10(each["mse"].clamp(min=_LEAST_ERROR))
         counts: Tensor = self.codebook.compute()
-        found = {name: values.mean() for name, values in each.items()}
+        found = {name: values[tiles > 0].mean() for name, values in each.items()}
         found["codebook_perplexity"] = perplexity(counts)
         found["codebook_usage"] = (counts > 0).float().mean()
         found |= {name: metric.compute() for name, metric in self.perceptual.items()}  # type: ignore[operator]

@@ -367,6 +367,18 @@ def test_a_perfect_photograph_has_a_finite_psnr() -> None:
     assert scores.compute_and_reset().metrics["psnr"].item() == pytest.approx(100.0)
 
 
+def test_a_photograph_without_a_tile_is_left_out_and_one_that_is_not_finite_counts() -> None:
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    indices, numbers = torch.zeros(2, 2, 2, dtype=torch.int64), torch.tensor([0, 2])
+    scores = SplitScores(8, discrete=False, photographs=3)
+    scores.update(None, images / 255.0, images, indices, numbers)
+    result = scores.compute_and_reset()
+    assert result.metrics["mse"].item() == 0
+    assert result.metrics["psnr"].item() == pytest.approx(100.0)
+    scores.update(None, torch.stack([images[0] / 255.0, torch.full((3, 16, 16), math.nan)]), images, indices, numbers)
+    assert math.isnan(scores.compute_and_reset().metrics["mse"].item())
+
+
 def test_ssim_sees_the_tile_mirrored_at_its_border() -> None:
     """torchmetrics' border rule, which our docstring names: computed here with a window for each pixel."""
     torch.manual_seed(0)
