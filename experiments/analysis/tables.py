@@ -203,6 +203,8 @@ def rates(study: Study, p: Protocol) -> Table:
                 cells.append(Cell(text, kind="good" if mine_is else ""))
             body.append([arm(name, rows["arm"]).label, f"{decay:g}", *cells])
     note = f"{metric.title}, mean over the tuning seeds. Marked: the chosen settings."
+    if p.bowl.decays and p.bowl.decay_seeds < len(p.bowl.seeds):
+        note += f" The decay is chosen on {p.bowl.decay_seeds} of the {len(p.bowl.seeds)} seeds, which all decays have."
     header = ("arm", "weight decay", *(f"{lr:g}" for lr in steps))
     return _table(f"Every rate tried: {where(p.task, p.variant)}", header, body, note)
 

@@ -243,12 +243,11 @@ def main_comparisons(study: Study) -> list[Compared]:
 
 def tuning_sentence(found: Mapping[str, Bowl], p: Protocol) -> str:
     """Which of FAdam and AdamW with clipping is easier to tune: the wider bowl, where an interval says so."""
-    if not {"fadam", "adamw_clip"} <= set(found):
-        return "Which is easier to tune? Not known yet: the learning rates have not been run."
-    one, other = found["fadam"], found["adamw_clip"]
     planned = p.bowl.planned
-    if (run := min(len(one.rates), len(other.rates))) < planned:
+    run = min(len(found[name].rates) if name in found else 0 for name in ("fadam", "adamw_clip"))
+    if run < planned:
         return f"Which is easier to tune? Not known yet: {run} of {planned} learning rates have been run for both."
+    one, other = found["fadam"], found["adamw_clip"]
     metric = task(p.task).metric(p.tuning.name)
     matters = amount(metric, p.matters)
 
@@ -325,7 +324,7 @@ def size_sentence(ladder: Ladder | None) -> str:
         return ""
     sizes = " to ".join(f"{size:g}" for size in (ladder.sizes[0][0], ladder.sizes[-1][0]))
     if ladder.slope is None:
-        return f"Does the gain grow with size? Not known yet: models of {sizes} million parameters have not been run."
+        return f"Does the gain grow with size? Not known yet: models of {sizes} million parameters are not all run."
     compared = ladder.sizes[0][1]
     slope, low, high = ladder.slope
     metric = signed(compared.metric, slope)
@@ -349,7 +348,7 @@ def context_sentence(contexts: Sequence[Context]) -> str:
             least = min(g[0] for g in gains if g is not None)
             better.append(f"{arm(c.arm).phrase} ({c.metric.amount.format(c.metric.number(least))} better or more)")
     if not seen:
-        return "Does another optimizer beat both? Not known yet: the others have not been run."
+        return "Does another optimizer beat both? Not known yet: no other has run in pairs with them."
     if not better:
         return f"None of {', '.join(seen)} does better than every main arm (5 pairs each, 95% intervals, no verdict)."
     return f"Better than every main arm, on the same seeds: {'; '.join(better)} (95% intervals, no verdict)."

@@ -76,7 +76,8 @@ def test_the_wider_bowl_is_easier_to_tune(study: Study, bend: float, word: str) 
     said = verdicts.tuning_sentence(bowls(table, p), p)
     assert said.startswith(word)
     assert "within 0.01 bits per byte of its best over a factor of" in said
-    assert "have not been run" in verdicts.tuning_sentence({}, p)
+    assert f"Not known yet: 0 of {p.bowl.planned} learning rates" in verdicts.tuning_sentence({}, p)
+    assert f"Not known yet: 0 of {p.bowl.planned} learning rates" in verdicts.tuning_sentence(bowls(table[~mine], p), p)
     few = table[~(mine & (table["lr"] > 0.0025))]
     assert "Not known yet" in verdicts.tuning_sentence(bowls(few, p), p)
 
