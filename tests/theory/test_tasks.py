@@ -168,7 +168,7 @@ def test_the_loss_of_samples_is_that_of_training(name, overrides):
     expected = task.training(module, batch)
     if name == "vqvae":
         expected = module.nll(module.model(batch), batch).mean()
-    assert float(sum(each) / len(each)) == pytest.approx(float(expected), rel=1e-4)
+    assert (sum(each) / len(each)).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_record_has_a_row_on_a_line():
