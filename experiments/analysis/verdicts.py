@@ -17,6 +17,7 @@ from experiments.analysis.paper import entries, read_yaml
 from experiments.core.catalogue import Metric, arm, signed, task, variant, where
 from experiments.core.errors import AnalysisError
 from experiments.core.protocol import Protocol
+from experiments.core.table import listed
 
 CLAIMS = Path("results/claims.yaml")
 MARKS = "ALPW"
@@ -314,7 +315,7 @@ def advice(found: Sequence[Compared]) -> str:
         name = "" if not v.pairs else v.word if v.word in said else "open"
         place = task(p.task).phrase + (f" ({variant(p.variant)})" if p.variant else "")
         places.setdefault(name, []).append(place)
-    text = "; ".join(words.format(", ".join(places[name])) for name, words in said.items() if name in places)
+    text = "; ".join(words.format(listed(places[name])) for name, words in said.items() if name in places)
     return f"{text[:1].upper()}{text[1:]}. Models are small here; of large ones nothing is shown."
 
 

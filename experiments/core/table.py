@@ -111,6 +111,11 @@ def _pipe(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c", or "none"."""
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names) or "none"
+
+
 def fill(text: str, width: int, indent: str = "", later: str | None = None) -> list[str]:
     """Lines of at most `width` characters, broken only between words."""
     return textwrap.wrap(

@@ -81,10 +81,6 @@ def of_ratios(values: Sequence[float]) -> Spread:
     return Spread(statistics.geometric_mean(values), min(values), max(values))
 
 
-def listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names) or "none"
-
-
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Figures are drawn and saved inside; what else draws is left as it was."""

@@ -24,8 +24,9 @@ import yaml
 
 from experiments.core.errors import AnalysisError
 from experiments.core.files import END, between, write_whole
+from experiments.core.table import listed
 from experiments.theory import agreement, identity, sizes, uses
-from experiments.theory.blocks import Block, Grid, Part, Picture, listed, style
+from experiments.theory.blocks import Block, Grid, Part, Picture, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

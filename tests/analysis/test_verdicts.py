@@ -158,13 +158,13 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_whether_to_use_it_is_said(pages: Pages, empty: Pages) -> None:
     said = pages.advice()
     assert said.startswith(
-        "On language, yes: it is better there; on speech, images (Gaussian likelihood) there is no reason to "
+        "On language, yes: it is better there; on speech and images (Gaussian likelihood) there is no reason to "
         "leave a tuned AdamW: the two are equivalent; on images (discrete likelihood)"
     )
     assert "there is no reason to leave a tuned AdamW: no gain has been shown" in said
     assert said.endswith(". Models are small here; of large ones nothing is shown.")
     assert empty.advice().startswith(
-        "On language, speech, images (discrete likelihood), images (Gaussian likelihood) it is "
+        "On language, speech, images (discrete likelihood) and images (Gaussian likelihood) it is "
     )
     for each in (pages, empty):
         readme = each.readme(f"{BEGIN}\n{END}")

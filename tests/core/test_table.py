@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.core.table import Cell, Table, fill, word
+from experiments.core.table import Cell, Table, fill, listed, word
 
 TABLE = Table(
     "A <caption>",
@@ -55,3 +55,9 @@ def test_an_empty_table_is_its_notes() -> None:
 
 def test_long_words_are_kept_whole() -> None:
     assert fill("a /very/long/path/that/does/not/fit/at/all b", 20)[1] == "/very/long/path/that/does/not/fit/at/all"
+
+
+def test_lists_of_words() -> None:
+    assert listed([]) == "none"
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b and c"

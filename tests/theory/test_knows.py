@@ -14,7 +14,7 @@ import pytest
 
 from experiments.core.errors import AnalysisError
 from experiments.theory import agreement, knows, sizes, uses
-from experiments.theory.blocks import Grid, Spread, listed, of_ratios, spread
+from experiments.theory.blocks import Grid, Spread, of_ratios, spread
 from fadam.fisher import diagonal_fim
 from tests.theory import made_up
 
@@ -170,12 +170,6 @@ def test_the_docstring_says_what_was_measured(published: dict[str, Any]) -> None
 
 
 # ---- the files -------------------------------------------------------------------------------------------------------
-def test_lists_of_words() -> None:
-    assert listed([]) == "none"
-    assert listed(["a"]) == "a"
-    assert listed(["a", "b", "c"]) == "a, b and c"
-
-
 def test_the_command_writes_everything_and_repeats(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = arguments(folder)
     assert knows.main(words) == 0
