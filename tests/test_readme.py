@@ -41,9 +41,3 @@ def test_memory_is_that_of_the_configs(experiment: str) -> None:
     said = re.search(r"Takes ([\d.]+) GB a GPU", text)
     assert said is not None
     assert rows(experiment)[3] == f"{said[1]} GB" + (" on each of 8" if experiment.endswith("paper") else "")
-
-
-def test_all_it_links_to_is_there() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []

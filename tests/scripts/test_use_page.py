@@ -25,13 +25,6 @@ def test_the_page_is_what_the_records_make_of_it(tmp_path: Path, monkeypatch: py
     assert page.read_bytes() == (ROOT / use_page.PAGE).read_bytes()
 
 
-def test_all_it_links_to_is_there() -> None:
-    text = (ROOT / use_page.PAGE).read_text(encoding="utf-8")
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    assert len(links) > 10
-    assert [link for link in links if not (ROOT / "docs" / link).resolve().exists()] == []
-
-
 def test_a_decided_study_fills_it(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     small_studies(folder)
