@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -263,8 +263,9 @@ class Ladder:
 
     Attributes:
         sizes: (millions of parameters, comparison), the smallest first.
-        slope: of the gain for ten times the size, (mean, low, high): a line through each seed's gains, Student's
-            interval over the seeds that all sizes have; None while there are fewer than two of either.
+        slope: of the gain for ten times the size, (mean, low, high): a line through each seed's gains at the sizes that
+            were looked at, Student's interval over the seeds that all of them have; None while there are fewer than
+            two of either.
         pairs: the seeds it is from.
     """
 
@@ -272,22 +273,27 @@ class Ladder:
     slope: tuple[float, float, float] | None
     pairs: int
 
+    @property
+    def looked_at(self) -> list[tuple[float, Compared]]:
+        """The sizes whose pairs are all there."""
+        return [(size, c) for size, c in self.sizes if c.verdict.pairs]
+
 
 def ladder(comparisons: Sequence[Compared]) -> Ladder | None:
     """The studies that name a size; None where none does."""
     sizes = sorted(((c.protocol.size, c) for c in comparisons if c.protocol.size), key=lambda s: s[0])
     if not sizes:
         return None
-    there = [(size, dict(zip(c.seeds, c.gains, strict=True))) for size, c in sizes if len(c.seeds) > 1]
+    found = Ladder(tuple(sizes), None, 0)
+    there = [(size, dict(zip(c.seeds, c.gains, strict=True))) for size, c in found.looked_at]
     shared = sorted(set.intersection(*(set(gains) for _, gains in there))) if len(there) > 1 else []
-    slope = None
     if len(shared) > 1:
         x = np.log10([size for size, _ in there])
         x -= x.mean()
         y = np.array([[gains[seed] for seed in shared] for _, gains in there])  # (sizes, seeds)
         if np.isfinite(y).all():
-            slope = interval(x @ y / (x @ x))
-    return Ladder(tuple((float(size or 0), c) for size, c in sizes), slope, len(shared))
+            found = replace(found, slope=interval(x @ y / (x @ x)), pairs=len(shared))
+    return found
 
 
 # --- context
@@ -295,10 +301,15 @@ def ladder(comparisons: Sequence[Compared]) -> Ladder | None:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """An optimizer that is shown beside the study's two, on the same seeds. Never part of a verdict."""
+    """An optimizer that is shown beside the study's two, on the same seeds. Never part of a verdict.
+
+    Attributes:
+        planned: how many runs are declared.
+    """
 
     protocol: Protocol
     arm: str
+    planned: int
     values: Array
     gains: Mapping[str, Array]  # over each main arm
 
@@ -321,7 +332,7 @@ def context(planner: Planner, tuned: Mapping[str, Tuned]) -> list[Context]:
             one, other = (_values(side, p) for side in pairs_of(planner, (arm, main), len(runs), tuned))
             gains[main] = paired(one, other, p.metric.mode)
         if mine:
-            found.append(Context(p, arm, _values(mine, p), gains))
+            found.append(Context(p, arm, len(runs), _values(mine, p), gains))
     return found
 
 

@@ -233,7 +233,7 @@ def _rectangle(x: int, y: int, colour: str, alpha: float) -> Any:
 
 def ladder(found: Ladder) -> Figure | None:
     """The gain at each size with its interval, and the line through the seeds' slopes."""
-    rows = [(size, c) for size, c in found.sizes if c.verdict.interval is not None and c.verdict.mean is not None]
+    rows = [(size, c) for size, c in found.looked_at if c.verdict.interval is not None]
     if not rows:
         return None
     figure, axes = canvas(2.7)

@@ -184,7 +184,8 @@ def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
             ", shown to be within what matters everywhere" if verdict.within[name]
             else ", shown to be worse by more than matters somewhere" if verdict.beyond[name] else ", neither shown"
         )  # fmt: skip
-        differ = f"{count} different results beside the reference" if count else "every result is the reference's"
+        results = "result" if count == 1 else "results"
+        differ = f"{count} different {results} beside the reference" if count else "every result is the reference's"
         parts.append(f"{arm(name).phrase} {lost} ({at}; {differ}){shown}")
     return f"{'; '.join(parts)}. {amount(metric, matters)[0].upper()}{amount(metric, matters)[1:]} would matter."
 
@@ -323,36 +324,46 @@ def size_sentence(ladder: Ladder | None) -> str:
     """Whether the gain grows with size."""
     if ladder is None:
         return ""
-    sizes = " to ".join(f"{size:g}" for size in (ladder.sizes[0][0], ladder.sizes[-1][0]))
+    run = ladder.looked_at
     if ladder.slope is None:
+        if any(c.verdict.sd is None for _, c in run):
+            return "Does the gain grow with size? It has no slope: some runs diverged."
+        sizes = f"{ladder.sizes[0][0]:g} to {ladder.sizes[-1][0]:g}"
         return f"Does the gain grow with size? Not known yet: models of {sizes} million parameters are not all run."
-    compared = ladder.sizes[0][1]
+    compared = run[0][1]
     slope, low, high = ladder.slope
     metric = signed(compared.metric, slope)
     grows = "grows" if low > 0 else "shrinks" if high < 0 else "cannot be shown to change"
+    by = metric.amount.format(metric.number(slope, signed=True))
+    missing = [f"{size:g}" for size, c in ladder.sizes if not c.verdict.pairs]
     return (
-        f"Over language models of {sizes} million parameters FAdam's gain {grows} with size: "
-        f"{metric.number(slope, signed=True)} bits per byte for ten times the parameters (95% interval "
-        f"{times(metric, low, high)}, {ladder.pairs} seeds)."
-    )
+        f"Over language models of {run[0][0]:g} to {run[-1][0]:g} million parameters FAdam's gain {grows} with size: "
+        f"{by} for ten times the parameters (95% interval {times(metric, low, high)}, {ladder.pairs} seeds)."
+    ) + (f" Models of {listed(missing)} million are not all run." if missing else "")
 
 
 def context_sentence(contexts: Sequence[Context]) -> str:
     """Which optimizers do better than both of the study's."""
-    better, seen = [], []
+    better, seen, pairs = [], [], set()
+    started = [c for c in contexts if len(c.values) < c.planned]
     for c in contexts:
         gains = [interval(g) for g in c.gains.values()]
-        if not gains or any(g is None for g in gains):
+        if c in started or not gains or any(g is None for g in gains):
             continue
         seen.append(arm(c.arm).phrase)
+        pairs |= {len(g) for g in c.gains.values()}
         if all(g is not None and g[1] > 0 for g in gains):
             least = min(g[0] for g in gains if g is not None)
             better.append(f"{arm(c.arm).phrase} ({c.metric.amount.format(c.metric.number(least))} better or more)")
     if not seen:
         return "Does another optimizer beat both? Not known yet: no other has run in pairs with them."
-    if not better:
-        return f"None of {', '.join(seen)} does better than every main arm (5 pairs each, 95% intervals, no verdict)."
-    return f"Better than every main arm, on the same seeds: {'; '.join(better)} (95% intervals, no verdict)."
+    each = f"{min(pairs)} pairs each" if len(pairs) == 1 else f"{min(pairs)} to {max(pairs)} pairs each"
+    says = f"None of {listed(seen)} does" if len(seen) > 1 else f"{seen[0]} does not do"
+    says = f"{says} better than every main arm"
+    if better:
+        says = f"Better than every main arm, on the same seeds: {'; '.join(better)}"
+    says = f"{says} ({each}, 95% intervals, no verdict)."
+    return says + (f" Not all run: {listed([arm(c.arm).phrase for c in started])}." if started else "")
 
 
 def as_json(found: Sequence[Finding]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import yaml
 
 from experiments.analysis import tables, verdicts
 from experiments.analysis.bowls import bowls, taken
-from experiments.analysis.comparisons import Study
+from experiments.analysis.comparisons import Compared, Study, ladder
 from experiments.analysis.pages import BEGIN, END, Pages
 from experiments.analysis.verdicts import Finding, load_claims, load_theory
 from experiments.core.errors import AnalysisError
@@ -60,8 +62,60 @@ def test_epsilon(pages: Pages) -> None:
 
 
 def test_size_and_context(study: Study) -> None:
-    assert "FAdam's gain grows with size: +0.0" in verdicts.size_sentence(study.ladder)
-    assert "Better than every main arm, on the same seeds: Muon (0.0" in verdicts.context_sentence(study.contexts)
+    said = verdicts.size_sentence(study.ladder)
+    assert said.startswith("Over language models of 0.32 to 7.77 million parameters FAdam's gain grows with size: +0.0")
+    assert said.endswith("4 seeds).")
+    said = verdicts.context_sentence(study.contexts)
+    assert said.startswith("Better than every main arm, on the same seeds: Muon (0.0")
+    assert said.endswith("better or more) (4 pairs each, 95% intervals, no verdict).")
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        (1.12, "Not known yet: models of 0.32 to 7.77 million parameters are not all run."),
+        (
+            2.67,
+            "Over language models of 0.32 to 1.12 million parameters FAdam's gain grows with size: +0.0184 bits per ",
+        ),
+        (
+            7.77,
+            "Over language models of 0.32 to 2.67 million parameters FAdam's gain grows with size: +0.0215 bits per ",
+        ),
+    ],
+)
+def test_sizes_that_are_not_all_run_are_not_spoken_of(study: Study, size: float, sentence: str) -> None:
+    """The first pairs of a size are there before its comparison is looked at."""
+
+    def until(c: Compared) -> Compared:
+        if c.protocol.size is None or c.protocol.size < size:
+            return c
+        some = 3 if c.protocol.size == size else 0
+        verdict = replace(c.verdict, pairs=0, word="undecided", mean=None, sd=None, interval=None)
+        return replace(c, seeds=c.seeds[:some], gains=c.gains[:some], verdict=verdict)
+
+    said = verdicts.size_sentence(ladder([until(c) for c in study.comparisons]))
+    assert sentence in said
+    assert said.endswith("Models of 2.67 and 7.77 million are not all run.") == (size == 2.67)
+    assert said.endswith("Models of 7.77 million are not all run.") == (size == 7.77)
+
+
+def test_a_size_that_diverged_has_no_slope(study: Study) -> None:
+    some = next(c for c in study.comparisons if c.protocol.size == 2.67)
+    lost = replace(some, gains=np.array([-math.inf, *some.gains[1:]]), verdict=replace(some.verdict, sd=None))
+    said = verdicts.size_sentence(ladder([lost if c is some else c for c in study.comparisons]))
+    assert said == "Does the gain grow with size? It has no slope: some runs diverged."
+
+
+def test_context_that_is_not_all_run_is_not_judged(study: Study) -> None:
+    (muon,) = study.contexts
+    soap = replace(muon, arm="soap", values=muon.values[:3])
+    assert verdicts.context_sentence([soap]).startswith("Does another optimizer beat both? Not known yet")
+    assert verdicts.context_sentence([muon, soap]).endswith("no verdict). Not all run: SOAP.")
+    lost = replace(muon, gains={name: -gains for name, gains in muon.gains.items()})
+    assert verdicts.context_sentence([lost]) == (
+        "Muon does not do better than every main arm (4 pairs each, 95% intervals, no verdict)."
+    )
 
 
 @pytest.mark.parametrize(
