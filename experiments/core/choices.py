@@ -43,6 +43,7 @@ def unknown_keys(words: Sequence[str]) -> Iterator[str]:
             continue
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
-        if isinstance(node, DictConfig) and name not in node:
+        # `name in node` would not see an option that is still to be given, such as `value` of vary=gradient_scale.
+        if isinstance(node, DictConfig) and name not in list(node):
             options = ", ".join(str(k) for k in node if not str(k).startswith("_"))
             yield f"error: {parent or 'the config'} has no option {name!r}; its options are {options}"

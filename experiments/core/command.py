@@ -35,6 +35,8 @@ def in_a_sentence(error: BaseException) -> str | None:
     if isinstance(error, CompactHydraException):
         return _of_hydra(error)
     if isinstance(error, OmegaConfBaseException):
+        if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
+            return f"{missing[1]} must be given: {missing[1]}=..."
         key = f"{error.full_key}: " if error.full_key else ""
         return key + str(error).partition("\n")[0]
     return None

@@ -108,7 +108,10 @@ def test_sentences() -> None:
     assert in_a_sentence(ValueError("ours")) is None
     with pytest.raises(Exception, match="Missing") as missing:
         OmegaConf.create({"a": {"b": "???"}}).a.b  # noqa: B018
-    assert in_a_sentence(missing.value) == "a.b: Missing mandatory value: a.b"
+    assert in_a_sentence(missing.value) == "a.b must be given: a.b=..."
+    with pytest.raises(Exception, match="Missing") as missing:
+        OmegaConf.create({"value": "???", "label": "${value}"}).label  # noqa: B018
+    assert in_a_sentence(missing.value) == "value must be given: value=..."
     refused = InstantiationException("a\nb")
     refused.__cause__ = ConfigError("c must be d")
     assert in_a_sentence(refused) == "c must be d"

@@ -267,6 +267,9 @@ def test_misspelled_keys_are_answered_with_the_choices() -> None:
     assert found[0].startswith("error: optimizer has no option 'bata'; its options are lr, betas, eps, eps2")
     assert found[1].startswith("error: the config has no option 'eval_evry'; its options are ")
     assert list(unknown_keys(["experiment=asr_cpu", "optimizer=fadamm", "optimizer.bata=3"])) == []
+    # `value` has none until it is given; it is an option all the same.
+    words = ["experiment=llm_cpu", "vary=gradient_scale", "value=2", "paths.run=a"]
+    assert [hint.partition(";")[0] for hint in unknown_keys(words)] == ["error: paths has no option 'run'"]
 
 
 def test_progress_choices(compose_config) -> None:
