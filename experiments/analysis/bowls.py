@@ -26,7 +26,7 @@ FEWEST_SEEDS = 3  # for an interval: with two, Student's quantile is 12.7
 
 @dataclass(frozen=True)
 class Bowl:
-    """The bowl of one arm. Intervals are `jackknife`'s.
+    """The bowl of one arm. Intervals are `jackknife`'s, cut where no bowl can be: widths end at 1, sensitivities at 0.
 
     Attributes:
         rates, values: (R,) learning rates, and the table.
@@ -72,6 +72,7 @@ def bowl(rates: ArrayLike, values: ArrayLike, mode: Mode, matters: float) -> Bow
     lowest = int(np.argmin(means))
     low, high = _range(rates, means, matters)
     best_interval = jackknife(lambda t: float(t.mean(1).min()), losses)
+    excess = jackknife(_sensitivity, losses)
     log_width = jackknife(lambda t: float(np.log(np.divide(*_range(rates, t.mean(1), matters)[::-1]))), losses)
     return Bowl(
         rates=rates,
@@ -83,7 +84,7 @@ def bowl(rates: ArrayLike, values: ArrayLike, mode: Mode, matters: float) -> Bow
         width_interval=log_width and (max(1.0, float(np.exp(log_width[0]))), float(np.exp(log_width[1]))),
         open=bool(low == rates[0] or high == rates[-1]),
         sensitivity=_sensitivity(losses),
-        sensitivity_interval=jackknife(_sensitivity, losses),
+        sensitivity_interval=excess and (max(0.0, excess[0]), excess[1]),
     )
 
 

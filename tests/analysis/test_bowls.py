@@ -59,6 +59,19 @@ def test_the_interval_of_a_mean_is_students() -> None:
     )
 
 
+def test_intervals_end_where_no_bowl_can_be() -> None:
+    values = table(3.0, 2.0, 1.0, 2.0, 3.0)
+    values[3:, 0] += 9.0  # one seed falls off a cliff that the others do not see
+    made = found(values)
+    assert made.sensitivity_interval is not None
+    assert made.sensitivity_interval[0] == 0
+    assert made.sensitivity_interval[1] > made.sensitivity
+    unsure = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 2.0], [1.0, 1.0, 0.0], [2.0, 0.0, 1.0], [3.0, 3.0, 3.0]])
+    ends = found(unsure).width_interval
+    assert ends is not None
+    assert ends[0] == 1
+
+
 def test_no_interval_of_two_seeds_or_infinite_values() -> None:
     values = table(3.0, 2.0, 1.0, 2.0, INF)
     assert jackknife(lambda t: float(t.mean()), values[:, :2]) is None
