@@ -358,11 +358,13 @@ def context_sentence(contexts: Sequence[Context]) -> str:
     if not seen:
         return "Does another optimizer beat both? Not known yet: no other has run in pairs with them."
     each = f"{min(pairs)} pairs each" if len(pairs) == 1 else f"{min(pairs)} to {max(pairs)} pairs each"
-    says = f"None of {listed(seen)} does" if len(seen) > 1 else f"{seen[0]} does not do"
-    says = f"{says} better than every main arm"
     if better:
         says = f"Better than every main arm, on the same seeds: {'; '.join(better)}"
-    says = f"{says} ({each}, 95% intervals, no verdict)."
+    elif len(seen) == 1:
+        says = f"{seen[0]} does not do better than every main arm"
+    else:
+        says = f"None of {listed(seen)} does better than every main arm"
+    says += f" ({each}, 95% intervals, no verdict)."
     return says + (f" Not all run: {listed([arm(c.arm).phrase for c in started])}." if started else "")
 
 
