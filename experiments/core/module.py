@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -41,6 +42,16 @@ class TaskModule(LightningModule):
         super().__init__()
         self.model = model
         self.make_optimizer, self.make_scheduler, self.decay = optimizer, scheduler, decay
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves and casts, but for the double-precision sums of evaluations: `bf16-true` is for the model alone."""
+
+        @functools.wraps(fn)
+        def apply(tensor: Tensor) -> Tensor:
+            exact = tensor.dtype == torch.float64 and not isinstance(tensor, nn.Parameter)
+            return tensor.to(fn(tensor).device) if exact else fn(tensor)
+
+        return super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy

@@ -131,8 +131,9 @@ class TextData(ResumableDataModule):
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         counts = {"length": length, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
         for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"data.{name} must be a whole number of at least 1, got {value!r}")
+            least = 2 if name == "length" else 1  # a sample needs a token to begin with and one to go on with
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"data.{name} must be a whole number of at least {least}, got {value!r}")
         if num_workers < 0:
             raise ConfigError(f"data.num_workers must be at least 0, got {num_workers}")
         unknown = set(tokenizer) - {"kind", "vocab_size", "file", "end", "train_documents"}

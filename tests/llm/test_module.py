@@ -13,6 +13,7 @@ from lightning import Trainer
 from experiments.core import run
 from experiments.core.errors import ConfigError
 from experiments.llm.data import IGNORE
+from experiments.llm.module import LanguageModule
 from scripts.bench_llm import summarise
 from scripts.prepare_text import prepare
 from tests.core.test_run import break_off_at, weights
@@ -67,6 +68,26 @@ def test_bits_per_byte_by_hand(compose_config, tiny) -> None:
     assert math.isclose(found["val/loss"], nats / (len(tokens) - 1), rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_sums_are_exact_whatever_the_precision_of_the_weights(compose_config, tiny, precision: str) -> None:
+    """Lightning casts the whole module; added up in bfloat16, a split of many batches would be off by percents."""
+    cfg = compose_config(*tiny, f"trainer.precision={precision}", "data.eval_batch_size=1")
+    found: list[torch.Tensor] = []
+    report = LanguageModule._report
+
+    def spy(self: LanguageModule, split: str) -> None:
+        found.append(self.sums.clone())
+        report(self, split)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageModule, "_report", spy)
+        record = run.execute(cfg)
+    counts = record["data"]
+    for sums, split in zip(found, ["val"] * (len(found) - 1) + ["test"], strict=True):
+        assert sums.dtype == torch.float64
+        assert sums[1:].tolist() == [counts[f"{split}_tokens"] - 1, counts[f"{split}_bytes"]]
+
+
 def test_ignored_targets_count_nowhere(compose_config, tiny) -> None:
     cfg = compose_config(*tiny)
     data, module = run.build_data(cfg), run.build_module(cfg)
@@ -111,6 +132,11 @@ def test_a_run_whose_loss_is_not_finite_is_recorded_as_diverged(compose_config, 
     assert record["steps"] < 6
     assert record["objective"]["value"] is None
     assert record["samples"] == []
+
+
+def test_a_sequence_has_a_token_to_begin_a_sample_with(compose_config, tiny) -> None:
+    with pytest.raises(ConfigError, match=r"data.length must be a whole number of at least 2, got 1"):
+        run.execute(compose_config(*tiny, "data.length=1"))
 
 
 def test_speed_is_logged(compose_config, tiny) -> None:
