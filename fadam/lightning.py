@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,9 @@ else:
 class FAdamMonitor(Callback):
     """Warns once where the trainer clips gradients too, and logs `fadam.diagnose` every so many steps.
 
-    Nothing is done for other optimizers, and nothing logged without a logger.
+    Nothing is done for other optimizers, and nothing logged without a logger. Where the trainer clips, or the step
+    itself divides by an AMP scale, a log costs a copy of the gradients too. Name it after callbacks that change
+    gradients.
 
     Args:
         every_n_steps: a log costs about a step and waits for the device. 0 logs nothing.
@@ -55,6 +59,27 @@ class FAdamMonitor(Callback):
             return
         found: Any = inner(optimizer)
         if isinstance(found, FAdam):
-            numbers = {f"{self.prefix}{name}": value for name, value in diagnose(found).items()}
+            with _as_the_step_sees_them(trainer, pl_module, found):
+                numbers = {f"{self.prefix}{name}": value for name, value in diagnose(found).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=trainer.global_step)
+
+
+@contextmanager
+def _as_the_step_sees_them(trainer: Trainer, pl_module: LightningModule, optimizer: FAdam) -> Iterator[None]:
+    """Copies of the gradients in their place, where they are still to be unscaled inside the step, or to be clipped."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = scaler.get_scale() if scaler is not None and optimizer._step_supports_amp_scaling else 1.0
+    if scale == 1.0 and not trainer.gradient_clip_val:
+        yield
+        return
+    kept = [(p, p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    try:
+        for param, grad in kept:
+            param.grad = grad / scale
+        if trainer.gradient_clip_val:
+            pl_module.clip_gradients(optimizer)
+        yield
+    finally:
+        for param, grad in kept:
+            param.grad = grad

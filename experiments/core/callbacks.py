@@ -111,7 +111,7 @@ class History(Callback):
     ) -> None:
         assert isinstance(pl_module, TaskModule)
         assert isinstance(outputs, dict)
-        loss = outputs["loss"].detach().float() * trainer.accumulate_grad_batches
+        loss = _loss(trainer, outputs)
         self._loss_sum = loss if self._loss_sum is None else self._loss_sum + loss
         self._loss_count += 1
         self.step_times.append(time.perf_counter() - self._batch_clock)
@@ -332,6 +332,12 @@ class FisherMonitor(FAdamMonitor):
         pass
 
 
+def _loss(trainer: Trainer, outputs: Mapping[str, Any]) -> torch.Tensor:
+    """A training step's loss, which Lightning has divided for accumulation; 0-d float32."""
+    loss: torch.Tensor = outputs["loss"].detach().float() * trainer.accumulate_grad_batches
+    return loss
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
@@ -366,7 +372,7 @@ class ProgressLine(ProgressBar):
         self._last = now
         assert isinstance(outputs, dict)
         pace = (now - self._start) / (step - self._start_step)
-        parts = [f"step {step}/{trainer.max_steps}", f"loss {outputs['loss'].item():.3f}"]
+        parts = [f"step {step}/{trainer.max_steps}", f"loss {_loss(trainer, outputs).item():.3f}"]
         watched = trainer.callback_metrics.get(self.watch)
         if watched is not None:
             parts.append(f"{self.watch} {watched.item():.4g}")
@@ -391,7 +397,7 @@ class ProgressBarWithMetric(RichProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(outputs, dict)
-        self.loss = outputs["loss"].detach()
+        self.loss = _loss(trainer, outputs)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

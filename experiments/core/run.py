@@ -39,6 +39,7 @@ from experiments.core.folder import CarryIdentity, Identity, RunFolder, rank_zer
 from experiments.core.length import fit_length
 from experiments.core.module import TaskModule
 from experiments.core.optim import path_taken
+from fadam.lightning import FAdamMonitor
 
 
 def instantiate(config: Any, **options: Any) -> Any:
@@ -87,6 +88,7 @@ def build_trainer(cfg: DictConfig, stem: Path) -> Trainer:
     callbacks: list[Callback] = [instantiate(entry) for entry in cfg.callbacks.values() if entry]
     if loggers:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
+    callbacks.sort(key=lambda each: isinstance(each, FAdamMonitor))  # it sees what the others left of the gradients
     # Lightning counts batches here, we count optimizer steps.
     interval = cfg.eval_every * cfg.trainer.accumulate_grad_batches
     trainer: Trainer = instantiate(

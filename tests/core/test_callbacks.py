@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from lightning import Callback, Trainer
+from torchmetrics import Metric
 
 from experiments.core import run
-from experiments.core.callbacks import GradientScale
+from experiments.core.callbacks import GradientScale, ProgressLine
 from experiments.core.errors import ConfigError, DivergedError
 from tests.conftest import CONFIGS
 from tests.core.test_run import Spoil, Stop, with_callback
+from tests.core.toy import ToyModel, ToyModule
 
 OPTIMIZERS = sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml"))
 
@@ -33,6 +38,59 @@ def test_gradients_are_scaled_before_they_are_clipped(compose_config, tmp_path: 
     assert record["trial"] == "gradient_scale1000.0"
     with pytest.raises(ConfigError, match="factor must be a finite number > 0"):
         GradientScale(0.0)
+
+
+def test_the_monitor_logs_what_the_step_takes(compose_config) -> None:
+    """After the scaling of the gradients and after the trainer's clip: f_1 is their square."""
+
+    def logged(optimizer: str, *words: str) -> float:
+        cfg = compose_config("experiment=toy", f"optimizer={optimizer}", "callbacks.fisher.every_n_steps=1", *words)
+        run.execute(cfg)
+        table = pd.read_csv(next(Path(cfg.paths.run_dir).rglob("metrics.csv")))
+        return float(table["fadam/fim_q99"].dropna().iloc[0])
+
+    plain = logged("fadam", "trial=plain")
+    assert logged("fadam", "vary=gradient_scale", "value=0.001") == pytest.approx(1e-6 * plain, rel=1e-4)
+    clip, huge = "trainer.gradient_clip_val=0.001", "vary=gradient_scale"
+    clipped = logged("fadam_global_clip", clip, "trial=clipped")
+    assert 1e-9 < clipped <= 1e-6
+    assert logged("fadam_global_clip", clip, huge, "value=1000.0") == pytest.approx(clipped, rel=1e-3)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_line_shows_the_loss_of_a_step_whatever_is_accumulated(accumulate: int, capsys) -> None:
+    line = ProgressLine("run", "val/loss", every_s=0.0)
+    trainer: Any = SimpleNamespace(
+        global_step=1, max_steps=4, accumulate_grad_batches=accumulate, callback_metrics={}
+    )  # fmt: skip
+    line._start = time.monotonic()
+    line.on_train_batch_end(trainer, None, {"loss": torch.tensor(8.0) / accumulate}, None, 0)  # type: ignore[arg-type]
+    assert "loss 8.000 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.float()])
+def test_casting_a_task_leaves_sums_in_double_precision_alone(cast) -> None:
+    class Sums(Metric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("sums", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+
+        def update(self) -> None:
+            self.sums += 1.0 / 3.0
+
+        def compute(self) -> torch.Tensor:
+            return self.sums
+
+    module = ToyModule(ToyModel().double(), torch.optim.SGD, torch.optim.lr_scheduler.LRScheduler)
+    module.register_buffer("total", torch.full((1,), 1.0 / 3.0, dtype=torch.float64))
+    module.sums = Sums()
+    module.sums.update()
+    cast(module)
+    assert next(module.model.parameters()).dtype != torch.float64
+    assert module.total.tolist() == [1.0 / 3.0]
+    assert module.sums.sums.tolist() == [1.0 / 3.0] * 2
+    module.sums.reset()
+    assert module.sums.sums.dtype == torch.float64
 
 
 def test_schedule_free_is_evaluated_on_its_average(compose_config) -> None:
