@@ -2,8 +2,10 @@
 
 python -m experiments.evaluate runs/asr/cpu/fadam/main-s1 [--checkpoint best]
 
-The folder may be somebody else's. Its config.yaml may only name classes of this project, torch, torchaudio,
-transformers, lightning or the optimizers' packages; --allow names further packages that may be trusted.
+The folder may be somebody else's. Its config.yaml may only name what this project's own configs name, and modules,
+optimizers, schedules and data modules of this project, torch, torchaudio, transformers, lightning and
+pytorch_optimizer; --allow names packages from which everything may be called. What was made on a GPU is evaluated on
+the CPU, in float32, where there is none.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from experiments.core.choices import CONFIGS
 from experiments.core.command import told
 from experiments.core.errors import ConfigError, DataError
 
@@ -32,18 +37,48 @@ def targets(node: Any) -> Iterator[str]:
             yield from targets(value)
 
 
+def _named_here() -> set[str]:
+    """What this project's own configs call."""
+    found: set[str] = set()
+    for path in CONFIGS.rglob("*.yaml"):
+        found.update(targets(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def _is_part(name: str) -> bool:
+    """Whether `name` is a class of what runs are made of. Imports a trusted package, and calls nothing."""
+    from hydra.utils import get_object
+    from lightning import LightningDataModule
+    from torch import nn, optim
+
+    try:
+        found = get_object(name)
+    except Exception:  # what cannot be imported is refused all the same
+        return False
+    kinds = (nn.Module, optim.Optimizer, optim.lr_scheduler.LRScheduler, LightningDataModule)
+    return isinstance(found, type) and issubclass(found, kinds)
+
+
 def check_targets(config: Mapping[str, Any], allow: Sequence[str] = ()) -> None:
-    """Refuse a config that would run code of packages that are not trusted.
+    """Refuse a config that would run code that is not trusted.
+
+    A package alone is no bound: torch too has functions that run a command.
 
     Raises:
         ConfigError: naming the callable and what is trusted.
     """
-    trusted = (*TRUSTED, *allow)
+    trusted, named = (*TRUSTED, *allow), _named_here()
     for name in (name for part in MADE for name in targets(config.get(part))):
-        if name.partition(".")[0] not in trusted:
+        package = name.partition(".")[0]
+        if package not in trusted:
             raise ConfigError(
                 f"config.yaml would call {name!r}, which is no part of {', '.join(trusted)}; "
-                f"--allow {name.partition('.')[0]} trusts it"
+                f"--allow {package} trusts it"
+            )
+        if package not in allow and name not in named and not _is_part(name):
+            raise ConfigError(
+                f"config.yaml would call {name!r}, which is no module, optimizer, schedule or data module; "
+                f"--allow {package} trusts everything of {package}"
             )
 
 
@@ -90,10 +125,13 @@ def evaluate(run: Path, checkpoint: str = "last", allow: Sequence[str] = ()) -> 
     torch.set_num_threads(cfg.threads)
     data, module = build_data(cfg), build_module(cfg)
     callbacks: list[Callback] = [EvaluationWeights()] if "evaluation_weights" in plain["callbacks"] else []
+    accelerator, precision = cfg.trainer.accelerator, cfg.trainer.precision
+    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        accelerator, precision = "cpu", "32-true"
     trainer = Trainer(
-        accelerator=cfg.trainer.accelerator,
+        accelerator=accelerator,
         devices=1,
-        precision=cfg.trainer.precision,
+        precision=precision,
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
