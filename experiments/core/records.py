@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 # Says where and how a run is watched, not what is computed.
-NOT_HASHED = (
-    "paths", "logger", "callbacks", "progress", "resume", "overwrite", "label", "multirun", "rates", "tuned",
-)  # fmt: skip
+NOT_HASHED = ("paths", "logger", "progress", "resume", "overwrite", "label", "multirun", "rates", "tuned")
+# So do these callbacks; any other may change the result.
+WATCHERS = ("history", "nonfinite_gradients", "random_state", "fisher", "progress", "best", "last")
 # Options younger than published records, which are hashed only where they are not at their default.
 DEFAULTS = {"nonfinite_gradients": "keep"}
 PURPOSES = ("eval", "tune", "pilot")
@@ -83,7 +83,9 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
                     return name + value[len(folder) :]
         return value
 
+    callbacks = {k: v for k, v in (container.pop("callbacks", None) or {}).items() if v and k not in WATCHERS}
     kept = {str(k): v for k, v in container.items() if k not in NOT_HASHED and (k, v) not in DEFAULTS.items()}
+    kept |= {"callbacks": callbacks} if callbacks else {}
     cleaned: dict[str, Any] = clean(kept)
     return cleaned
 

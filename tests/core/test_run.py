@@ -315,7 +315,13 @@ def test_config_hash_ignores_where_and_how_a_run_is_watched(compose_config) -> N
 
     same = digest()
     assert digest("paths.data_dir=/elsewhere", "logger=none", "progress=line", "resume=never", "overwrite=true") == same
+    assert digest("callbacks.fisher.every_n_steps=7", "~callbacks.progress") == same
     assert digest("seed=2") != same
+    # A callback that is no watcher may change the result.
+    scale = "+callbacks.scale={_target_: experiments.core.callbacks.GradientScale, factor: 2.0}"
+    assert len({same, digest(scale), digest(scale.replace("2.0", "3.0"))}) == 3
+    averaged = digest("optimizer=schedule_free")
+    assert digest("optimizer=schedule_free", "~callbacks.evaluation_weights") != averaged
     assert digest("optimizer.lr=0.1") != same
 
 
