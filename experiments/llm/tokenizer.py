@@ -31,7 +31,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """Each text's tokens, without end tokens; their bytes add up to the text's."""
+        """Each text's tokens, without end tokens; their bytes add up to the text's.
+
+        Raises:
+            ConfigError: they do not, since the tokenizer loses text or adds some.
+        """
 
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
@@ -100,6 +104,12 @@ class BytePairs(Tokenizer):
         inner.no_padding()
         self.inner, self.end = inner, number
         self.vocab_size = inner.get_vocab_size(with_added_tokens=True)
+        self._token_bytes = np.zeros(self.vocab_size, dtype=np.int64)
+        added = inner.get_added_tokens_decoder()
+        for token, place in inner.get_vocab(with_added_tokens=True).items():
+            # In the byte-level alphabet one character is one byte; added tokens are written as they are.
+            self._token_bytes[place] = len(token.encode()) if place in added else len(token)
+        self._token_bytes[number] = 0
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> BytePairs:
@@ -133,20 +143,22 @@ class BytePairs(Tokenizer):
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         found = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(e.ids, dtype=np.uint32) for e in found]
+        tokens = [np.array(e.ids, dtype=np.uint32) for e in found]
+        for text, mine in zip(texts, tokens, strict=True):
+            have, want = int(self.token_bytes[mine].sum()), len(text.encode())
+            if have != want:
+                raise ConfigError(
+                    f"the tokenizer makes {have} bytes of a text of {want}, so that bits per byte are not the text's: "
+                    f"it must know every byte and neither drop nor add any, a space in front included ({text[:40]!r})"
+                )
+        return tokens
 
     def decode(self, tokens: Iterable[int]) -> str:
         return str(self.inner.decode([int(t) for t in tokens if t != self.end], skip_special_tokens=False))
 
     @property
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        lengths = np.zeros(self.vocab_size, dtype=np.int64)
-        added = self.inner.get_added_tokens_decoder()
-        for token, number in self.inner.get_vocab(with_added_tokens=True).items():
-            # In the byte-level alphabet one character is one byte; added tokens are written as they are.
-            lengths[number] = len(token.encode()) if number in added else len(token)
-        lengths[self.end] = 0
-        return lengths
+        return self._token_bytes
 
     def dumps(self) -> str:
         return str(self.inner.to_str())

@@ -96,3 +96,23 @@ def test_tokenizers_that_cannot_be_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ours.json").write_text(tokenizer.BytePairs.train(documents(60), 300).dumps())
     with pytest.raises(ConfigError, match="no end token '<eos>'"):
         tokenizer.load(tmp_path / "ours.json", end="<eos>")
+
+
+def test_a_tokenizer_that_loses_or_adds_text_is_refused() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    text = "Zebras: naïve 1790\n"
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for splitting, alphabet, made in (
+        (byte_level, False, r"\d+"),
+        (pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), byte_level]), True, "17"),
+        (pre_tokenizers.ByteLevel(add_prefix_space=True), True, "21"),
+    ):
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer, inner.decoder = splitting, decoders.ByteLevel()
+        known = sorted(pre_tokenizers.ByteLevel.alphabet()) if alphabet else []
+        inner.train_from_iterator(
+            ["a nation"], trainers.BpeTrainer(special_tokens=[tokenizer.END], initial_alphabet=known)
+        )
+        with pytest.raises(ConfigError, match=rf"the tokenizer makes {made} bytes of a text of 20, .*'Zebras"):
+            tokenizer.BytePairs(inner).encode([text])
