@@ -19,10 +19,10 @@ class WarmupDecay:
     def __init__(self, total_steps: int, warmup_steps: int, shape: Shape, final_ratio: float) -> None:
         if shape not in ("cosine", "linear", "constant"):
             raise ConfigError(f"scheduler.shape must be cosine, linear or constant, got {shape!r}")
-        if not 0 <= warmup_steps < total_steps:
+        if type(warmup_steps) is not int or not 0 <= warmup_steps < total_steps:
             raise ConfigError(
-                f"scheduler.warmup_steps must be at least 0 and less than the {total_steps} steps of the run, "
-                f"got {warmup_steps}"
+                f"scheduler.warmup_steps must be a whole number from 0 to less than the {total_steps} steps of the "
+                f"run, got {warmup_steps!r}"
             )
         if not 0.0 <= final_ratio <= 1.0:
             raise ConfigError(f"scheduler.final_ratio must lie between 0 and 1, got {final_ratio}")
