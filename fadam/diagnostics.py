@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -21,11 +22,17 @@ from fadam.metric import (
     rms,
     working_dtype,
 )
-from fadam.optimizer import FAdam, initial_state
+from fadam.optimizer import STATE_KEYS, FAdam, initial_state
 from fadam.options import Options
 
 _QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
 _SAMPLE = 65536  # entries of the FIM that the quantiles are taken from, over all tensors
+
+
+def _through_all(stride: int, tensor: Tensor) -> int:
+    """The next stride that visits every column of `tensor` alike: it has no divisor in common with a row's length."""
+    row = tensor[0].numel() if tensor.dim() > 1 else 1
+    return next(each for each in itertools.count(stride) if math.gcd(each, row) == 1)
 
 
 @torch.no_grad()
@@ -65,8 +72,10 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
     for param, options in pairs:
         assert param.grad is not None  # by the choice of pairs
         grad, theta = gathered(param.grad), gathered(param)
-        known = optimizer.state.get(param) or initial_state(param, options)
-        state = {name: gathered(x) for name, x in known.items()}
+        known = optimizer.state.get(param, {})
+        if "step" not in known:  # others may keep their own things there
+            known = initial_state(param, options)
+        state = {name: gathered(known[name]) for name in STATE_KEYS}
         if param.is_complex():
             grad, theta = torch.view_as_real(grad.resolve_conj()), torch.view_as_real(param)
         dtype = working_dtype(theta, grad, state["momentum"], state["fim"])
@@ -96,7 +105,7 @@ def diagnose(optimizer: FAdam) -> dict[str, float]:
         dominated = (eps_t ** (2 * rho) > fim_root(f, rho)).sum()
         row = (eps_t, rms(n), divisor_n, divisor_w, dominated)
         rows.append(torch.stack([x.to(eps_t.dtype) for x in row]))
-        samples.append(f.flatten()[::stride].to(eps_t.dtype))
+        samples.append(f.flatten()[:: _through_all(stride, f)].to(eps_t.dtype))
 
     device = rows[0].device
     quantiles = torch.quantile(

@@ -112,3 +112,23 @@ def test_gradients_of_zero_are_described_too() -> None:
     got = diagnose(FAdam([p]))
     assert got["update_rms"] == got["eps_max"] == got["eps_dominated"] == got["clipped_decay"] == 0.0
     assert got["eps_adapted"] == 1.0
+
+
+def test_the_sample_of_the_quantiles_visits_every_column_alike() -> None:
+    (p,) = leaves([torch.ones(4096, 256)])
+    p.grad = torch.ones(4096, 256)
+    p.grad[:, 0] = 1e-6
+    got = diagnose(FAdam([p], clip=None))
+    assert got["fim_q50"] == got["fim_q99"] == pytest.approx(1.0)
+    p.grad[:, :8] = 1e-6
+    got = diagnose(FAdam([p], clip=None))
+    assert got["fim_q01"] == pytest.approx(1e-12)
+
+
+def test_what_others_keep_in_the_state_is_let_be() -> None:
+    (p,) = leaves([torch.ones(3)])
+    opt = FAdam([p])
+    p.grad = torch.ones(3)
+    plain = diagnose(opt)
+    opt.state[p]["theirs"] = 1
+    assert diagnose(opt) == plain
