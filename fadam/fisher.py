@@ -344,11 +344,12 @@ class _Pass:
         _choice("method", method, ("vmap", "loop"), "Fisher pass")
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
             raise _refusal("chunk_size", chunk_size, "a whole number of at least 1", "Fisher pass")
-        mixing = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training]
+        norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        mixing = [name for name, m in norms if m.training or m.running_mean is None]
         if mixing:
             raise ValueError(
-                f"batch norm in training mode ({mixing[0]}) mixes the samples of a batch, so that no sample has a "
-                "gradient of its own; call model.eval() first"
+                f"batch norm by the batch ({mixing[0]}) mixes the samples of a batch, so that no sample has a "
+                "gradient of its own; call model.eval() first, and keep running statistics"
             )
         self.model, self.method, self.chunk_size = model, method, chunk_size
         self.loss = _Loss(model, loss)

@@ -60,9 +60,12 @@ def fadam(
     Raises:
         RuntimeError: with `capturable`, or `found_inf` on a device, if a step is not on its parameter's device;
             if `fused` is true and cannot be had, with the reason; for a gradient or state of another shape.
-        ValueError: for sharded parameters that FAdam cannot step.
+        ValueError: for lists of different lengths, and for sharded parameters that FAdam cannot step.
     """
-    lists = map(list, (params, grads, momentums, fims, steps))
+    lists = [list(each) for each in (params, grads, momentums, fims, steps)]
+    if len({len(each) for each in lists}) > 1:
+        counts = ", ".join(map(str, map(len, lists)))
+        raise ValueError(f"params, grads, momentums, fims and steps must be as many, got {counts}")
     tensors = Tensors(*lists, indices=indices)
     take([(tensors, options)], grad_scale=grad_scale, found_inf=found_inf)
 

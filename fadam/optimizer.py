@@ -176,9 +176,10 @@ class FAdam(Optimizer):
             # What stands under other keys than the parameters' is somebody else's, and is kept.
             for key in [key for group in final["param_groups"] for key in group["params"] if key in final["state"]]:
                 entry = final["state"][key]
-                if any(name not in entry for name in STATE_KEYS):
+                held = sorted(name for name, value in entry.items() if value is not None)
+                if not {*STATE_KEYS} <= {*held}:
                     raise ValueError(
-                        f"FAdam: the state of parameter {key} has {sorted(entry)}, not {sorted(STATE_KEYS)}; "
+                        f"FAdam: the state of parameter {key} has {held}, not {sorted(STATE_KEYS)}; "
                         "it is not a state of FAdam"
                     )
             for group, saved in zip(self.param_groups, final["param_groups"], strict=False):  # the base class counts

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fadam import FAdam, Options, backend
 from fadam.bookkeeping import Tensors
+from fadam.functional import fadam
 from tests.fadam.cases import PATHS, leaves, run
 
 ABLATIONS: list[dict[str, Any]] = [
@@ -288,3 +289,10 @@ def test_shards_that_are_fake_have_phases() -> None:
         sums = phased.metric_sums(phased.gradient_sums())
         phased.apply(sums)
         assert (sums.shape, sums.dtype) == ((2, 1), torch.float64)
+
+
+def test_lists_of_different_lengths_are_refused() -> None:
+    """One gradient too many would be ignored."""
+    ones = [torch.ones(2)]
+    with pytest.raises(ValueError, match="must be as many, got 1, 2, 1, 1, 1"):
+        fadam(ones, ones * 2, ones, ones, [torch.zeros(())], Options())

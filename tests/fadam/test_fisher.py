@@ -315,8 +315,11 @@ def test_tied_frozen_and_unused_parameters_agree_in_both_ways():
 
 def test_batch_norm_has_no_gradient_of_a_sample_while_it_trains():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
-    with pytest.raises(ValueError, match=r"batch norm in training mode \(1\).* call model.eval\(\) first"):
+    with pytest.raises(ValueError, match=r"batch norm by the batch \(1\).* call model.eval\(\) first"):
         empirical_fim(model, cross_entropy, [data()])
+    without = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)).double().eval()
+    with pytest.raises(ValueError, match=r"batch norm by the batch \(1\).* keep running statistics"):
+        empirical_fim(without, cross_entropy, [data()])
     model.eval()
     one, other = (empirical_fim(model, cross_entropy, [data()], method=m) for m in ("vmap", "loop"))
     assert all(torch.allclose(one[n], other[n]) for n in one)

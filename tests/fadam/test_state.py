@@ -236,6 +236,17 @@ def test_a_state_of_another_optimizer_is_refused() -> None:
     assert opt.param_groups[0]["fim_rho"] == 0.5
 
 
+def test_a_state_with_nothing_in_it_is_refused() -> None:
+    (p,) = leaves([torch.ones(3)])
+    opt = FAdam([p])
+    p.grad = torch.ones(3)
+    opt.step()
+    saved = opt.state_dict()
+    saved["state"][0]["fim"] = None
+    with pytest.raises(ValueError, match=r"parameter 0 has \['momentum', 'step'\], not \['fim', 'momentum', 'step'\]"):
+        FAdam(leaves([p])).load_state_dict(saved)
+
+
 def test_a_parameter_without_state_yet_loads() -> None:
     params = leaves([torch.ones(3), torch.ones(2)])
     opt = FAdam(params)
