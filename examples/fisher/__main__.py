@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/fisher", help="folder of the records (default: runs/fisher)")
     options = parser.parse_args(argv)
     try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
+        seeds = list(dict.fromkeys(int(seed) for seed in options.seeds.split(",")))
     except ValueError:
         seeds = []
     unknown = [use for use in options.uses if use not in USES]

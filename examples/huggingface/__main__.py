@@ -88,7 +88,8 @@ def trainer(arm: str, seed: int, folder: Path, lr: float, steps: int, clip: floa
 
 def run(arm: str, seed: int, root: Path, lr: float, steps: int, clip: float | None = None) -> dict[str, Any]:
     """Train on from the last checkpoint, if there is one, and keep what the test split gives."""
-    folder = root / f"{arm}-lr{lr:g}-steps{steps}-s{seed}"
+    clipped = "" if clip is None else f"-clip{clip:g}"
+    folder = root / f"{arm}-lr{lr:g}{clipped}-steps{steps}-s{seed}"
     path = folder / "record.json"
     if path.exists():
         done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -113,7 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/huggingface"), help="default: runs/huggingface")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+    try:
+        seeds = list(dict.fromkeys(int(seed) for seed in options.seeds.split(",")))
+    except ValueError:
+        parser.error(f"--seeds={options.seeds} is not allowed; --seeds must be whole numbers, separated by commas")
     losses: dict[str, list[float]] = {}
     for seed in seeds:
         for arm in ARMS:

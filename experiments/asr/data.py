@@ -289,6 +289,8 @@ class SpeechDataModule(ResumableDataModule):
             s: self._dataset([s], sources, normalisation, training=False)
             for s in dict.fromkeys([*self.val_names, *self.test_names])
         }
+        # A split may be trained on and evaluated, too.
+        self._left_out = {kind: list(dict.fromkeys(reasons)) for kind, reasons in self._left_out.items()}
         self._check()
 
     def _lock(self) -> FileLock:

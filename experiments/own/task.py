@@ -105,6 +105,8 @@ class OwnData(ResumableDataModule):
         if not isinstance(found, Mapping) or not {"train", "val"} <= set(found):
             raise ConfigError(f"{name} must give a dict with train, val and test")
         splits = {split: self._dataset(found[split], f"{name}: {split}") for split in found}
+        if empty := [split for split, items in splits.items() if len(items) == 0]:  # type: ignore[arg-type]
+            raise ConfigError(f"{name}: {' and '.join(empty)} must have at least one item")
         if not 1 <= self.batch_size <= len(splits["train"]):  # type: ignore[arg-type]
             have = len(splits["train"])  # type: ignore[arg-type]
             raise ConfigError(f"data.batch_size must be from 1 to {have}, the items of train, got {self.batch_size}")

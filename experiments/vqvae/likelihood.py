@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from experiments.core.errors import ConfigError
 
 CHANNELS = 3
+LEVELS = 256  # values of a channel of uint8 images
 
 
 class Likelihood(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.core.errors import ConfigError
 from experiments.core.module import TaskModule
 from experiments.vqvae.data import Labelled
-from experiments.vqvae.likelihood import CHANNELS
+from experiments.vqvae.likelihood import CHANNELS, LEVELS
 from experiments.vqvae.metrics import Scores, SplitScores, perceptual_metrics
 from experiments.vqvae.model import VQVAE, Output
 from experiments.vqvae.pictures import codebook_plot, reconstruction_picture
@@ -77,6 +77,11 @@ class ImageModule(TaskModule):
         step = getattr(self.model, "downsampling", 1)
         if size % step:
             raise ConfigError(f"model.downsampling must divide {size}, the size of the images, got {step}")
+        if self.model.likelihood.levels != LEVELS:
+            raise ConfigError(
+                f"likelihood.levels must be {LEVELS}, the values of a channel of the images, "
+                f"got {self.model.likelihood.levels}"
+            )
         codes, discrete = self.model.quantiser.codes, self.model.likelihood.discrete
         self.val_scores, self.test_scores = (
             SplitScores(codes, discrete, len(self.data.labelled(split).images)) for split in ("val", "test")
@@ -119,6 +124,8 @@ class ImageModule(TaskModule):
         quantiser.start(torch.cat(vectors))
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Tensor, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return  # no step of the optimizer yet
         restart = self.model.quantiser.restart_idle()
         if restart is None or self.model.quantiser.learning == "ema":
             return

@@ -215,6 +215,16 @@ def test_too_many_bad_files_are_an_error_that_names_some(speech_root: Path) -> N
         data.setup("fit")
 
 
+def test_a_split_that_is_trained_on_and_evaluated_has_its_bad_files_once(speech_root: Path) -> None:
+    write_utterance(
+        speech_root, "train-clean", 40, "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN " * 8, seconds=0.5
+    )
+    data = SpeechDataModule(str(speech_root), val_splits=["train-clean"], max_bad_share=0.5)
+    with pytest.warns(UserWarning, match=r"1 too-short-for-ctc \(.*0040"):
+        data.setup("fit")
+    assert data.problems["too-short-for-ctc"] == 1
+
+
 def test_nothing_left_to_train_on_is_an_error(speech_root: Path) -> None:
     data = SpeechDataModule(str(speech_root), min_seconds=4.0, max_seconds=5.0)
     with pytest.raises(DataError, match="no usable utterance in the training data"):

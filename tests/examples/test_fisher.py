@@ -141,6 +141,8 @@ def test_the_record_keeps_what_is_done_and_goes_on(quick, tmp_path, capsys):
     second = json.loads((tmp_path / "merging.json").read_text())
     assert second["rows"][:10] == first["rows"]
     assert capsys.readouterr().out.count(": seed 2, ") == 2
+    assert command.main(["merging", "--seeds", "3,3", "--out", str(tmp_path)]) == 0
+    assert len(json.loads((tmp_path / "merging.json").read_text())["rows"]) == 30
 
 
 @pytest.mark.parametrize(

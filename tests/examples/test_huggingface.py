@@ -56,6 +56,14 @@ def test_clipping_twice_is_told_once_and_noted(tmp_path: Path, capsys) -> None:
     record = example.run("fadam", 1, tmp_path, 1e-3, 2, clip=1.0)
     assert capsys.readouterr().out.count("clipped twice: by max_grad_norm=1 and inside FAdam") == 1
     assert len(record["notes"]) == 1
+    # Another clip is another run.
+    assert example.run("fadam", 1, tmp_path, 1e-3, 2)["notes"] == []
+
+
+def test_seeds_are_whole_numbers(capsys) -> None:
+    with pytest.raises(SystemExit):
+        example.main(["--seeds", "a"])
+    assert "--seeds=a is not allowed; --seeds must be whole numbers" in capsys.readouterr().err
 
 
 def test_initial_weights_are_the_seeds(tmp_path: Path) -> None:

@@ -152,6 +152,10 @@ MISTAKES = {
     "uneven data": (
         ('"train": (x[::3], y[::3])', '"train": (x[::3], y[::2])'), "Line.data: train has tensors of 32, 48 items",
     ),
+    "empty data": (
+        ('"test": (x[2::3], y[2::3])', '"test": (x[:0], y[:0])'),
+        "Line.data: test must have at least one item",
+    ),
     "its own exception": (("x, y = batch\n", "x, z = batch\n"), "NameError: name 'y' is not defined"),
     "its own exception in the model": (
         ("return nn.Linear(1, 1)", "return nn.Linear(1)"),

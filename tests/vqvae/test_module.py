@@ -310,6 +310,20 @@ def test_restarts_reach_the_optimizer(tiny, monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(moved) > 0
 
 
+def test_codes_restart_after_a_step_of_the_optimizer(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not between the batches that it accumulates, whose gradients are of the codes as they were."""
+    steps = []
+    original = VectorQuantiser.restart_idle
+
+    def spy(self: VectorQuantiser) -> Any:
+        steps.append(None)
+        return original(self)
+
+    monkeypatch.setattr(VectorQuantiser, "restart_idle", spy)
+    record = run.execute(tiny("experiment=vqvae_cpu", "optimizer=fadam", "trainer.accumulate_grad_batches=2"))
+    assert len(steps) == record["steps"] > 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -318,6 +332,10 @@ def test_restarts_reach_the_optimizer(tiny, monkeypatch: pytest.MonkeyPatch) -> 
         (
             ("experiment=vqvae_cpu_vit", "model.image_size=32"),
             "model.image_size must be 16, the size of the images, got 32",
+        ),
+        (
+            ("experiment=vqvae_cpu", "+model.likelihood.levels=16"),
+            "likelihood.levels must be 256, the values of a channel of the images, got 16",
         ),
         (
             ("experiment=vqvae_cpu", "model.downsampling=32"),
