@@ -56,7 +56,9 @@ def learning_rates(study: Study) -> str:
         if set(PAIR) <= set(chosen):
             rates = {name: rate(chosen[name].step) for name in PAIR}
             factors.append(rates["fadam"] / rates["adamw_clip"])
-            widths = [f"{found[name].width:.1f}" if name in found else "–" for name in PAIR]
+            widths = [
+                f"{'≥ ' if found[name].open else ''}{found[name].width:.1f}" if name in found else "–" for name in PAIR
+            ]
             size = f", {p.size:g} M parameters" if p.size else ""
             place = Cell(where(p.task, p.variant) + size, href=f"tables/{p.task}.md")
             rows.append([place, *(f"{rates[name]:g}" for name in PAIR), f"{factors[-1]:.2g}", " and ".join(widths)])

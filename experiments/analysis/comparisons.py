@@ -156,14 +156,33 @@ class Point:
         """Whether it is the reference's result to the last bit, on every seed."""
         return bool(len(self.gains)) and bool((self.gains == 0).all())
 
+    @property
+    def gain(self) -> float:
+        """Mean gain: infinite where a run diverged, here (-) or at the reference (+); nan where both have."""
+        with np.errstate(invalid="ignore"):
+            return float(self.gains.mean())
+
+    @property
+    def weights(self) -> str:
+        """What the weights are stored in."""
+        return f"{WEIGHTS.get(self.precision, self.precision)} weights"
+
+    def text(self, metric: Metric) -> str:
+        """The gain for a table or a figure."""
+        if self.same:
+            return "same"
+        if math.isfinite(self.gain):
+            return metric.number(self.gain, signed=True)
+        return "reference diverged" if self.gain > 0 else "diverged"
+
 
 @dataclass(frozen=True)
 class GridVerdict:
     """Attributes:
-    word: "supported", "contradicted" or "undecided"; "" while runs are missing.
+    word: "supported", "contradicted" or "undecided"; "" while runs are missing, and where nothing is judged.
     distinct: by arm, how many different results there are beside the reference.
     within: whether the arm was shown to be within `matters` everywhere; `beyond`: worse by more somewhere.
-    worst: by arm, the point that is worst.
+    farthest: by arm, the point whose gain is farthest from 0.
     """
 
     word: str
@@ -172,9 +191,11 @@ class GridVerdict:
     distinct: Mapping[str, int]
     within: Mapping[str, bool]
     beyond: Mapping[str, bool]
-    worst: Mapping[str, Point]
+    farthest: Mapping[str, Point]
 
 
+WEIGHTS = {"32-true": "float32", "bf16-true": "bfloat16"}
+JUDGED = "llm"  # the task on which C4 is decided; the others are too noisy for so many points
 REFERENCE = (1e-8, 1.0)  # epsilon, scale of the gradients
 
 
@@ -198,7 +219,9 @@ def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
             p_beyond.append(0.0 if np.isneginf(d).all() else 1.0)
             continue
         if not freedom:
-            return False, bool(np.isneginf(d).all())
+            p_within.append(1.0)
+            p_beyond.append(1.0)
+            continue
         error = max(np.sqrt(square / freedom / len(d)), 1e-300)
         mean = float(d.mean())
         above, below = (float(stats.t.sf((matters + side * mean) / error, freedom)) for side in (1, -1))
@@ -244,14 +267,14 @@ def grid(planner: Planner, tuned: Mapping[str, Tuned]) -> tuple[list[Point], Gri
     arms = [arm for arm in p.epsilon.arms if any(q.arm == arm for q in points)]
     by_arm = {arm: [q for q in points if q.arm == arm] for arm in arms}
     distinct = {arm: len({tuple(q.gains) for q in mine if not q.same}) for arm, mine in by_arm.items()}
-    worst = {arm: min(mine, key=lambda q: float(q.gains.mean())) for arm, mine in by_arm.items()}
+    farthest = {arm: max(mine, key=lambda q: np.nan_to_num(abs(q.gain), nan=np.inf)) for arm, mine in by_arm.items()}
     word = ""
     tests: dict[str, tuple[bool, bool]] = {}
-    if planned and done == planned and len(arms) == 2:
+    if p.task == JUDGED and planned and done == planned and len(arms) == 2:
         fadam = next(arm for arm in arms if arm.startswith("fadam"))
         word, tests = judge_grid(points, p.matters, fadam, next(arm for arm in arms if arm != fadam))
     within, beyond = ({arm: t[i] for arm, t in tests.items()} for i in (0, 1))
-    return points, GridVerdict(word, done, planned, distinct, within, beyond, worst)
+    return points, GridVerdict(word, done, planned, distinct, within, beyond, farthest)
 
 
 # --- sizes

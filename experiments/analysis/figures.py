@@ -75,7 +75,7 @@ def forest(found: Sequence[Compared]) -> Figure | None:
 
     Comparisons of the same arms stand below one heading. Zero and band are drawn row by row: no line runs through text.
     """
-    shown = [c for c in found if c.verdict.interval is not None and c.verdict.mean is not None]
+    shown = [c for c in found if c.verdict.pairs]
     groups: dict[str, list[Compared]] = {}
     for c in shown:
         one, other = (arm(name).label for name in (c.comparison.challenger, c.comparison.baseline))
@@ -84,7 +84,7 @@ def forest(found: Sequence[Compared]) -> Figure | None:
         return None
     figure, axes = canvas(0.7 + 0.27 * (len(shown) + len(groups)))
     ax: Axes = axes[0][0]
-    reach = max(abs(v) / c.protocol.matters for c in shown for v in (c.verdict.interval or ()))
+    reach = max([abs(v) / c.protocol.matters for c in shown for v in (c.verdict.interval or ())], default=0.0)
     limit = min(max(2.0, 1.1 * reach), 6.0)
     places, names, y = [], [], 0
     for heading, rows in groups.items():
@@ -93,17 +93,18 @@ def forest(found: Sequence[Compared]) -> Figure | None:
         y -= 1
         for c in rows:
             v = c.verdict
-            assert v.interval is not None
-            assert v.mean is not None
             colour = WORDS.get(v.word, OPEN)
-            ends = [x / c.protocol.matters for x in v.interval]
-            low, high, mean = (float(np.clip(x, -limit, limit)) for x in (*ends, v.mean / c.protocol.matters))
             ax.fill_between([-1, 1], y - 0.42, y + 0.42, color=BAND, alpha=0.28, linewidth=0)
-            ax.plot([0, 0], [y - 0.42, y + 0.42], color=MUTED, linewidth=0.9)
-            ax.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
-            ax.plot([mean], [y], "o", color=colour, markersize=5.5)
-            for end in (x for x in ends if abs(x) > limit):  # the interval goes on beyond the edge
-                ax.plot([math.copysign(limit, end)], [y], "<" if end < 0 else ">", color=colour, markersize=5)
+            if v.interval is None or v.mean is None:
+                ax.text(0, y, "runs diverged", ha="center", va="center", color=colour)
+            else:
+                ends = [x / c.protocol.matters for x in v.interval]
+                low, high, mean = (float(np.clip(x, -limit, limit)) for x in (*ends, v.mean / c.protocol.matters))
+                ax.plot([0, 0], [y - 0.42, y + 0.42], color=MUTED, linewidth=0.9)
+                ax.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
+                ax.plot([mean], [y], "o", color=colour, markersize=5.5)
+                for end in (x for x in ends if abs(x) > limit):  # the interval goes on beyond the edge
+                    ax.plot([math.copysign(limit, end)], [y], "<" if end < 0 else ">", color=colour, markersize=5)
             ax.text(1.02, y, word(c).replace("undecided after", "undecided,"), transform=ax.get_yaxis_transform(),
                     va="center", weight="bold")  # fmt: skip
             places.append(y)
@@ -190,30 +191,27 @@ def curves(by_arm: Mapping[str, Sequence[Record]], metric: Metric) -> Figure | N
 
 def grid(points: Sequence[Point], metric: Metric, matters: float) -> Figure | None:
     """Epsilon against the scale of the gradients, a panel an arm and precision; colour and number: the gain."""
-    kinds = list(dict.fromkeys((q.arm, q.precision) for q in points))
+    kinds = list(dict.fromkeys((q.arm, q.weights) for q in points))
     if not kinds:
         return None
     columns = 2 if len(kinds) > 1 else 1
     figure, axes = canvas(2.2, columns, math.ceil(len(kinds) / columns))
     eps = sorted({q.eps for q in points}, reverse=True)
     scales = sorted({q.scale for q in points})
-    for ax, (name, precision) in zip(axes.flat, kinds, strict=False):
-        for q in (q for q in points if (q.arm, q.precision) == (name, precision)):
-            gain = float(q.gains.mean())
-            strength = min(abs(gain) / matters / 3, 1.0)
+    for ax, (name, weights) in zip(axes.flat, kinds, strict=False):
+        for q in (q for q in points if (q.arm, q.weights) == (name, weights)):
+            strength = min(abs(q.gain) / matters / 3, 1.0) if math.isfinite(q.gain) else 1.0
             x, y = eps.index(q.eps), scales.index(q.scale)
             # Translucent: the ink reads on light and on dark.
-            ax.add_patch(_rectangle(x, y, GOOD if gain > 0 else BAD, 0.55 * strength))
-            text = "same" if q.same else "diverged" if math.isinf(gain) else metric.number(gain, signed=True)
-            ax.text(x, y, text, ha="center", va="center")
+            ax.add_patch(_rectangle(x, y, GOOD if q.gain > 0 else BAD, 0.55 * strength))
+            ax.text(x, y, q.text(metric).replace(" ", "\n"), ha="center", va="center")
         ax.set_xlim(-0.5, len(eps) - 0.5)
         ax.set_ylim(-0.5, len(scales) - 0.5)
         ax.set_xticks(range(len(eps)), [f"{e:g}" for e in eps])
         ax.set_yticks(range(len(scales)), [_power(s) for s in scales])
         ax.set_xlabel("epsilon")
         ax.set_ylabel("gradients times")
-        kind = {"32-true": "float32", "bf16-true": "bfloat16 weights"}.get(precision, precision)
-        ax.set_title(f"{arm(name).label}, {kind}")
+        ax.set_title(f"{arm(name).label}, {weights}")
     for ax in list(axes.flat)[len(kinds) :]:
         ax.set_visible(False)
     return figure

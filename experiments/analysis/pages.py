@@ -174,7 +174,8 @@ class Pages:
                 if any(q.size is not None and q.task == name for q in self.study.protocols) and not p.variant:
                     words.append(verdicts.size_sentence(self.study.ladder))
                 if p.context is not None:
-                    words.append(verdicts.context_sentence([x for x in self.study.contexts if x.protocol is p]))
+                    mine = [x for x in self.study.contexts if x.protocol is p]
+                    words.append(verdicts.context_sentence(mine, p.context.arms))
                 found.append((where(p.task, p.variant), words))
         return found
 
@@ -251,8 +252,9 @@ class Pages:
         if found is None or found.sizes[0][1].protocol.task != name:
             return None
         says = "FAdam's gain against the number of parameters"
-        blocks = [verdicts.size_sentence(found), *drawing("sizes", says, figures.ladder(found)), tables.ladder(found)]
-        return Section(f"{name}-sizes", "Does the gain grow with size?", tuple(blocks))
+        drawn = drawing("sizes", says, figures.ladder(found))
+        blocks = (verdicts.size_sentence(found), *drawn, tables.ladder(self.study, found))
+        return Section(f"{name}-sizes", "Does the gain grow with size?", blocks)
 
     def _context(self, protocols: Sequence[Protocol]) -> Section | None:
         with_context = [p for p in protocols if p.context is not None]

@@ -215,15 +215,12 @@ def grid(study: Study, name: str) -> Table:
     points = study.grids[name][0]
     metric = task(p.task).metric(p.metric.name)
     eps = sorted({q.eps for q in points}, reverse=True)
-    by = {(q.arm, q.precision, q.scale, q.eps): q for q in points}
+    by = {(q.arm, q.weights, q.scale, q.eps): q for q in points}
     rows = []
-    for arm_name, precision, scale in dict.fromkeys((q.arm, q.precision, q.scale) for q in points):
-        cells = []
-        for e in eps:
-            q = by.get((arm_name, precision, scale, e))
-            cells.append("" if q is None else "same" if q.same else metric.number(float(q.gains.mean()), signed=True))
-        rows.append([arm(arm_name).label, precision.removesuffix("-true"), f"{scale:.2g}", *cells])
-    header = ("arm", "precision", "gradients times", *(f"eps {e:g}" for e in eps))
+    for arm_name, weights, scale in dict.fromkeys((q.arm, q.weights, q.scale) for q in points):
+        cells = [q.text(metric) if (q := by.get((arm_name, weights, scale, e))) else "" for e in eps]
+        rows.append([arm(arm_name).label, weights.removesuffix(" weights"), f"{scale:.2g}", *cells])
+    header = ("arm", "weights", "gradients times", *(f"eps {e:g}" for e in eps))
     note = (
         f"Gain in {metric.label} against the same arm at epsilon 1e-8 and scale 1; “same”: equal to the last bit. "
         f"{amount(metric, p.matters)} would matter."
@@ -231,14 +228,15 @@ def grid(study: Study, name: str) -> Table:
     return _table(f"Epsilon and the scale of the gradients: {where(p.task, p.variant)}", header, rows, note)
 
 
-def ladder(found: Ladder) -> Table:
-    """The gain at each size of language model."""
-    rows = []
+def ladder(study: Study, found: Ladder) -> Table:
+    """The gain at each size of language model, and the learning rates that were taken there."""
+    rows, names = [], ("adamw_clip", "fadam")
     for size, c in found.sizes:
-        n = c.verdict.pairs
+        n, tuned = c.verdict.pairs, study.tuned[c.protocol.name]
         values = (mean_sd(c.metric, side[:n], False) for side in (c.baseline, c.challenger))
-        rows.append([f"{size:g} M", *values, gain_text(c), f"{n} of {c.comparison.looks[-1]}"])
-    header = ("parameters", arm("adamw_clip").label, arm("fadam").label, "gain [interval]", "pairs")
+        rates = " and ".join(f"{rate(tuned[name].step):g}" if name in tuned else "–" for name in names)
+        rows.append([f"{size:g} M", rates, *values, gain_text(c), f"{n} of {c.comparison.looks[-1]}"])
+    header = ("parameters", "learning rates", *(arm(name).label for name in names), "gain [interval]", "pairs")
     return _table("Language models of four sizes", header, rows, "Test bits per byte ↓. No word rests on one size.")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.analysis.bowls import Array, Bowl, jackknife, taken, width
-from experiments.analysis.comparisons import Compared, Context, GridVerdict, Ladder, Study, interval
+from experiments.analysis.comparisons import JUDGED, Compared, Context, GridVerdict, Ladder, Study, interval
 from experiments.analysis.paper import entries, read_yaml
 from experiments.core.catalogue import Metric, arm, signed, task, variant, where
 from experiments.core.errors import AnalysisError
@@ -134,10 +134,11 @@ def sentence(c: Compared) -> str:
         there = some if c.seeds else "no pair has been run"
         return f"{labels[0]} against {labels[1]}: {there}, so nothing is said yet."
     matters = amount(metric, c.protocol.matters)
+    next_look = f"looked at again after {v.next_look}" if v.next_look else "the last look that was planned"
     if v.sd is None or v.mean is None:
         lost = [v.diverged[0] + v.diverged[2], v.diverged[1] + v.diverged[2]]
         ran = f"{labels[0]} diverged in {lost[0]} and {labels[1]} in {lost[1]} of {v.pairs} runs"
-        return f"{ran}: {word(c)}."
+        return f"{ran}: {word(c)}{f', {next_look}' if v.word == 'undecided' else ''}."
     assert v.interval is not None
     says = versus(metric, v.mean, *names)
     around = f"95% interval of the gain {times(signed(metric, v.mean), *v.interval)}, {v.pairs} pairs"
@@ -146,12 +147,12 @@ def sentence(c: Compared) -> str:
     if v.word in ("better", "worse"):
         more = "by more than the" if abs(v.mean) >= c.protocol.matters else "though by less than the"
         return f"{says}: {v.word}, {more} {matters} that would matter ({around})."
+    says += f", which may be chance: undecided after {v.pairs} pairs, {next_look}"
     if v.next_look:
-        again = f"looked at again after {v.next_look}"
-        return f"{says}, which may be chance: undecided after {v.pairs} pairs, {again} ({around})."
+        return f"{says} ({around})."
     needed = c.pairs_needed()
     takes = f"; about {needed} pairs would decide it" if needed else ""
-    return f"{says}, which may be chance: undecided after {v.pairs} pairs{takes} ({around}; {matters} would matter)."
+    return f"{says}{takes} ({around}; {matters} would matter)."
 
 
 # --- C4, C10
@@ -173,12 +174,14 @@ def grid_finding(claim: Claim, study: Study, name: str) -> Finding:
 def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
     """How far each arm strays from its own result at epsilon 1e-8 and unscaled gradients."""
     parts = []
-    for name, point in verdict.worst.items():
-        gain = float(point.gains.mean())
-        bits = point.precision.removesuffix("-true")
-        at = f"at epsilon {point.eps:g}, gradients times {point.scale:.2g}, {bits} bits"
-        most = metric.amount.format(metric.number(max(0.0, -gain)))
-        lost = "diverges" if math.isinf(gain) else f"loses at most {most}"
+    for name, point in verdict.farthest.items():
+        gain, runs = point.gain, len(point.gains)
+        at = f"at epsilon {point.eps:g}, gradients times {point.scale:.2g}, {point.weights}"
+        most = metric.amount.format(metric.number(abs(gain)))
+        lost = f"{'gains' if gain > 0 else 'loses'} at most {most}"
+        if not math.isfinite(gain):
+            here = int(np.isneginf(point.gains).sum())
+            lost = f"diverges in {here} of {runs} runs" if here else "diverges at its own reference"
         count = verdict.distinct[name]
         shown = "" if name not in verdict.within else (
             ", shown to be within what matters everywhere" if verdict.within[name]
@@ -224,7 +227,7 @@ def findings(study: Study, claims: Sequence[Claim], judged: Mapping[str, Any]) -
         if claim.test == "identity":
             found.append(identity_finding(claim, judged))
         elif claim.test == "grid":
-            deciding = next((p.name for p in study.protocols if p.task == "llm" and p.epsilon is not None), None)
+            deciding = next((p.name for p in study.protocols if p.task == JUDGED and p.epsilon is not None), None)
             found += [grid_finding(claim, study, deciding)] if deciding else []
         else:
             for c in study.comparisons:
@@ -325,9 +328,11 @@ def size_sentence(ladder: Ladder | None) -> str:
     if ladder is None:
         return ""
     run = ladder.looked_at
+    missing = [f"{size:g}" for size, c in ladder.sizes if not c.verdict.pairs]
+    rest = f" Models of {listed(missing)} million are not all run." if missing else ""
     if ladder.slope is None:
         if any(c.verdict.sd is None for _, c in run):
-            return "Does the gain grow with size? It has no slope: some runs diverged."
+            return f"Does the gain grow with size? It has no slope: some runs diverged.{rest}"
         sizes = f"{ladder.sizes[0][0]:g} to {ladder.sizes[-1][0]:g}"
         return f"Does the gain grow with size? Not known yet: models of {sizes} million parameters are not all run."
     compared = run[0][1]
@@ -335,22 +340,22 @@ def size_sentence(ladder: Ladder | None) -> str:
     metric = signed(compared.metric, slope)
     grows = "grows" if low > 0 else "shrinks" if high < 0 else "cannot be shown to change"
     by = metric.amount.format(metric.number(slope, signed=True))
-    missing = [f"{size:g}" for size, c in ladder.sizes if not c.verdict.pairs]
     return (
         f"Over language models of {run[0][0]:g} to {run[-1][0]:g} million parameters FAdam's gain {grows} with size: "
-        f"{by} for ten times the parameters (95% interval {times(metric, low, high)}, {ladder.pairs} seeds)."
-    ) + (f" Models of {listed(missing)} million are not all run." if missing else "")
+        f"{by} for ten times the parameters (95% interval {times(metric, low, high)}, {ladder.pairs} seeds).{rest}"
+    )
 
 
-def context_sentence(contexts: Sequence[Context]) -> str:
-    """Which optimizers do better than both of the study's."""
+def context_sentence(contexts: Sequence[Context], declared: Sequence[str] = ()) -> str:
+    """Which optimizers do better than both of the study's; `declared` are all that it names."""
     better, seen, pairs = [], [], set()
-    started = [c for c in contexts if len(c.values) < c.planned]
-    for c in contexts:
+    done = [c for c in contexts if len(c.values) == c.planned and min(map(len, c.gains.values()), default=0) > 1]
+    every = dict.fromkeys([*declared, *(c.arm for c in contexts)])
+    left = [name for name in every if name not in {c.arm for c in done}]
+    for c in done:
         gains = [interval(g) for g in c.gains.values()]
-        if c in started or not gains or any(g is None for g in gains):
-            continue
-        seen.append(arm(c.arm).phrase)
+        diverged = int((~np.isfinite(c.values)).sum())
+        seen.append(arm(c.arm).phrase + (f" (diverged in {diverged} of {c.planned} runs)" if diverged else ""))
         pairs |= {len(g) for g in c.gains.values()}
         if all(g is not None and g[1] > 0 for g in gains):
             least = min(g[0] for g in gains if g is not None)
@@ -365,7 +370,7 @@ def context_sentence(contexts: Sequence[Context]) -> str:
     else:
         says = f"None of {listed(seen)} does better than every main arm"
     says += f" ({each}, 95% intervals, no verdict)."
-    return says + (f" Not all run: {listed([arm(c.arm).phrase for c in started])}." if started else "")
+    return says + (f" Not all run: {listed([arm(name).phrase for name in left])}." if left else "")
 
 
 def as_json(found: Sequence[Finding]) -> str:

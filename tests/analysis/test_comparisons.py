@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.analysis.comparisons import Compared, Point, Study, interval, judge_grid, pairs_of
+from experiments.core.catalogue import task
 from experiments.core.errors import UserError
 from experiments.core.plan import Planner
 from experiments.core.protocol import protocol
@@ -130,12 +131,29 @@ def test_equal_results_count_once_and_the_variance_is_pooled() -> None:
     assert judge_grid([*quiet, *noisy], 0.01, "fadam", "adamw")[1]["adamw"] == (False, False)
 
 
+def test_a_point_of_one_seed_is_not_judged_but_where_it_diverged() -> None:
+    some = Point("adamw", "32-true", 1e-4, 1.0, np.array([-0.3]))
+    lost = Point("adamw", "32-true", 1e-5, 1.0, np.array([-math.inf]))
+    for points in ([some, lost], [lost, some]):
+        assert judge_grid(points, 0.01, "fadam", "adamw")[1]["adamw"] == (False, True)
+    assert judge_grid([some], 0.01, "fadam", "adamw")[1]["adamw"] == (False, False)
+
+
+def test_points_are_written_out() -> None:
+    metric = task("llm").metric("test/bits_per_byte")
+    for gains, text in (
+        ([0.0, 0.0], "same"), ([0.1, -0.05], "+0.0250"), ([-math.inf, 0.0], "diverged"),
+        ([math.inf, 0.0], "reference diverged"), ([math.inf, -math.inf], "diverged"),
+    ):  # fmt: skip
+        assert Point("fadam", "32-true", 1e-4, 1.0, np.array(gains)).text(metric) == text
+
+
 def test_the_grid_of_a_study(study: Study) -> None:
     found, verdict = study.grids["llm"]
     assert (verdict.word, verdict.done, verdict.planned) == ("supported", 40, 40)
     assert len(found) == 16
     assert verdict.within == {"adamw": False, "fadam": True}
-    assert verdict.worst["adamw"].gains == pytest.approx(-0.3)
+    assert verdict.farthest["adamw"].gains == pytest.approx(-0.3)
     assert verdict.distinct == {"adamw": 1, "fadam": 0}
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from experiments.analysis import figures
-from experiments.analysis.comparisons import Study
+from experiments.analysis.comparisons import Point, Study
 from experiments.analysis.pages import Drawing, Pages, _flat
 from experiments.core.catalogue import task
 from experiments.core.drawing import INK
@@ -70,6 +72,25 @@ def test_nothing_is_drawn_without_records(empty: Pages) -> None:
     assert {d.name for d in drawings(empty)} == {"theory"}
     assert figures.curves({}, task("llm").metric("val/loss")) is None
     assert figures.bowls([]) is None
+
+
+def test_a_comparison_whose_runs_diverged_has_its_row(study: Study) -> None:
+    c = study.comparisons[0]
+    lost = replace(c, verdict=replace(c.verdict, word="better", mean=math.inf, sd=None, interval=None))
+    figure = figures.forest([c, lost])
+    assert figure is not None
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts.count("runs diverged") == 1
+    assert len(figure.axes[0].get_yticks()) == 2
+    assert figures.forest([lost]) is not None
+
+
+@pytest.mark.parametrize("gains", [[math.inf, -math.inf], [math.inf, 0.0], [-math.inf, -math.inf]])
+def test_a_grid_whose_runs_diverged_is_drawn(gains: list[float]) -> None:
+    point = Point("fadam", "32-true", 1e-4, 1.0, np.array(gains))
+    figure = figures.grid([point], task("llm").metric("test/bits_per_byte"), 0.01)
+    assert figure is not None
+    assert "diverged" in figure.axes[0].texts[0].get_text()
 
 
 def test_gains_are_drawn_in_units_of_what_matters(study: Study) -> None:

@@ -87,8 +87,8 @@ def test_rates_mark_the_chosen_settings(study: Study) -> None:
 def test_grid_says_what_is_the_same(study: Study) -> None:
     table = tables.grid(study, "llm")
     rows = {tuple(c.text for c in r[:3]): [c.text for c in r[3:]] for r in table.rows}
-    assert rows["FAdam", "32", "1"] == ["same", "same"]
-    assert rows["AdamW", "bf16", "9.5e-07"] == ["-0.3000", "-0.3000"]
+    assert rows["FAdam", "float32", "1"] == ["same", "same"]
+    assert rows["AdamW", "bfloat16", "9.5e-07"] == ["-0.3000", "-0.3000"]
 
 
 def test_bowls_ladder_context_costs(pages: Pages) -> None:
@@ -96,7 +96,9 @@ def test_bowls_ladder_context_costs(pages: Pages) -> None:
     p = study.planners["llm"].protocol
     assert row(tables.bowls(pages.bowls["llm"], p), "FAdam")["best rate"] == "0.0025"
     assert study.ladder is not None
-    assert [r[0].text for r in tables.ladder(study.ladder).rows] == ["0.32 M", "1.12 M", "2.67 M", "7.77 M"]
+    sizes = tables.ladder(study, study.ladder)
+    assert [r[0].text for r in sizes.rows] == ["0.32 M", "1.12 M", "2.67 M", "7.77 M"]
+    assert all(" and " in r[1].text for r in sizes.rows)
     assert row(tables.context(study, p), "Muon")["gain over FAdam"].startswith("+0.0")
     assert row(tables.costs(study, p), "FAdam")["minutes a run"] == "1.0"
 

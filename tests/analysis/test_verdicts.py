@@ -15,9 +15,10 @@ import yaml
 
 from experiments.analysis import tables, verdicts
 from experiments.analysis.bowls import bowls, taken
-from experiments.analysis.comparisons import Compared, Study, ladder
+from experiments.analysis.comparisons import Compared, GridVerdict, Point, Study, ladder
 from experiments.analysis.pages import BEGIN, END, Pages
 from experiments.analysis.verdicts import Finding, load_claims, load_theory
+from experiments.core.catalogue import task
 from experiments.core.errors import AnalysisError
 from tests.analysis.conftest import ROOT
 
@@ -38,7 +39,7 @@ def test_sentences_of_known_answers(pages: Pages) -> None:
     assert "equivalent, since less than 1 in 100 words would not matter" in same.sentence
     open_ = found(pages, "C3", "VQ-VAE, discrete likelihood")
     assert (open_.word, open_.reading) == ("undecided after 8 pairs", "")
-    assert "which may be chance: undecided after 8 pairs; about " in open_.sentence
+    assert "which may be chance: undecided after 8 pairs, the last look that was planned; about " in open_.sentence
     assert "pairs would decide it" in open_.sentence
     lost = found(pages, "C7", "VQ-VAE, discrete likelihood")
     assert "clipping of the global norm in 8 of 8 runs: better." in lost.sentence.replace("in 0 and ", "")
@@ -57,8 +58,36 @@ def test_epsilon(pages: Pages) -> None:
     c4 = found(pages, "C4", "Language modelling")
     assert (c4.word, c4.reading) == ("supported", "holds here")
     assert "AdamW without clipping loses at most 0.3000 bits per byte (at epsilon 0.0001" in c4.sentence
+    assert ", float32 weights; 1 different result" in c4.sentence
     assert "every result is the reference's), shown to be within what matters everywhere" in c4.sentence
     assert c4.sentence.endswith("0.01 bits per byte would matter.")
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        (
+            [0.3, 0.2],
+            "FAdam gains at most 0.2500 bits per byte (at epsilon 0.0001, gradients times 1, bfloat16 weights",
+        ),
+        ([-0.3, 0.1], "FAdam loses at most 0.1000 bits per byte (at"),
+        ([-math.inf, 0.1], "FAdam diverges in 1 of 2 runs (at"),
+        ([math.inf, 0.1], "FAdam diverges at its own reference (at"),
+        ([math.inf, -math.inf], "FAdam diverges in 1 of 2 runs (at"),
+    ],
+)
+def test_what_keeps_c4_open_is_named(gains: list[float], words: str) -> None:
+    point = Point("fadam", "bf16-true", 1e-4, 1.0, np.array(gains))
+    verdict = GridVerdict("undecided", 1, 1, {"fadam": 1}, {"fadam": False}, {"fadam": False}, {"fadam": point})
+    assert verdicts.grid_words(verdict, task("llm").metric("test/bits_per_byte"), 0.01).startswith(words)
+
+
+def test_an_undecided_comparison_says_whether_it_goes_on(study: Study) -> None:
+    c = next(c for c in study.comparisons if c.verdict.pairs)
+    lost = replace(c.verdict, word="undecided", mean=-math.inf, sd=None, interval=None, diverged=(1, 0, 0))
+    for look, says in ((None, "the last look that was planned."), (40, "looked at again after 40.")):
+        said = verdicts.sentence(replace(c, verdict=replace(lost, next_look=look)))
+        assert said.endswith(f"undecided after {c.verdict.pairs} pairs, {says}")
 
 
 def test_size_and_context(study: Study) -> None:
@@ -105,6 +134,12 @@ def test_a_size_that_diverged_has_no_slope(study: Study) -> None:
     lost = replace(some, gains=np.array([-math.inf, *some.gains[1:]]), verdict=replace(some.verdict, sd=None))
     said = verdicts.size_sentence(ladder([lost if c is some else c for c in study.comparisons]))
     assert said == "Does the gain grow with size? It has no slope: some runs diverged."
+    least = min((c for c in study.comparisons if c.protocol.size), key=lambda c: c.protocol.size or 0)
+    alone = [replace(least, verdict=replace(least.verdict, sd=None))]
+    alone += [replace(c, verdict=replace(c.verdict, pairs=0)) for c in study.comparisons if c is not least]
+    assert verdicts.size_sentence(ladder(alone)).endswith(
+        "some runs diverged. Models of 1.12, 2.67 and 7.77 million are not all run."
+    )
 
 
 def test_context_that_is_not_all_run_is_not_judged(study: Study) -> None:
@@ -112,6 +147,13 @@ def test_context_that_is_not_all_run_is_not_judged(study: Study) -> None:
     soap = replace(muon, arm="soap", values=muon.values[:3])
     assert verdicts.context_sentence([soap]).startswith("Does another optimizer beat both? Not known yet")
     assert verdicts.context_sentence([muon, soap]).endswith("no verdict). Not all run: SOAP.")
+    assert verdicts.context_sentence([muon], ["muon", "soap"]).endswith("no verdict). Not all run: SOAP.")
+    spoilt = replace(
+        soap,
+        values=np.array([*muon.values[1:], math.nan]),
+        gains={name: np.array([-math.inf, *gains[1:]]) for name, gains in muon.gains.items()},
+    )
+    assert verdicts.context_sentence([spoilt]).startswith("SOAP (diverged in 1 of 5 runs) does not do better than")
     lost = replace(muon, gains={name: -gains for name, gains in muon.gains.items()})
     assert verdicts.context_sentence([lost]) == (
         "Muon does not do better than every main arm (4 pairs each, 95% intervals, no verdict)."
