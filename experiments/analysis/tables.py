@@ -234,7 +234,7 @@ def ladder(study: Study, found: Ladder) -> Table:
     for size, c in found.sizes:
         n, tuned = c.verdict.pairs, study.tuned[c.protocol.name]
         values = (mean_sd(c.metric, side[:n], False) for side in (c.baseline, c.challenger))
-        rates = " and ".join(f"{rate(tuned[name].step):g}" if name in tuned else "–" for name in names)
+        rates = " and ".join(f"{rate(tuned[name].step):g}" for name in names) if {*names} <= set(tuned) else "–"
         rows.append([f"{size:g} M", rates, *values, gain_text(c), f"{n} of {c.comparison.looks[-1]}"])
     header = ("parameters", "learning rates", *(arm(name).label for name in names), "gain [interval]", "pairs")
     return _table("Language models of four sizes", header, rows, "Test bits per byte ↓. No word rests on one size.")
