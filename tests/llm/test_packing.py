@@ -155,7 +155,7 @@ def test_too_little_text_is_a_clear_error(jsonl, tmp_path: Path) -> None:
 def test_options_of_the_data_are_checked(jsonl, tmp_path: Path) -> None:
     folder = jsonl(documents(2))
     for options, message in (
-        ({"length": 0}, "data.length must be a whole number of at least 1, got 0"),
+        ({"length": 0}, "data.length must be a whole number of at least 2, got 0"),
         ({"batch_size": 1.5}, "data.batch_size must be a whole number"),
         ({"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
         ({"tokenizer": {"size": 3}}, "data.tokenizer has no option size"),
