@@ -114,6 +114,7 @@ def evaluate(run: Path, checkpoint: str = "last", allow: Sequence[str] = ()) -> 
 
     from experiments.core.callbacks import EvaluationWeights
     from experiments.core.folder import read_checkpoint
+    from experiments.core.precision import precision_of
     from experiments.core.run import build_data, build_module, quiet_lightning
 
     try:
@@ -125,13 +126,12 @@ def evaluate(run: Path, checkpoint: str = "last", allow: Sequence[str] = ()) -> 
     torch.set_num_threads(cfg.threads)
     data, module = build_data(cfg), build_module(cfg)
     callbacks: list[Callback] = [EvaluationWeights()] if "evaluation_weights" in plain["callbacks"] else []
-    accelerator, precision = cfg.trainer.accelerator, cfg.trainer.precision
-    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        accelerator, precision = "cpu", "32-true"
+    if cfg.trainer.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        cfg.trainer.accelerator, cfg.trainer.precision = "cpu", "32-true"
     trainer = Trainer(
-        accelerator=accelerator,
+        accelerator=cfg.trainer.accelerator,
         devices=1,
-        precision=precision,
+        **precision_of(cfg.trainer),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,

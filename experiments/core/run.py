@@ -39,6 +39,7 @@ from experiments.core.folder import CarryIdentity, Identity, RunFolder, rank_zer
 from experiments.core.length import fit_length
 from experiments.core.module import TaskModule
 from experiments.core.optim import path_taken
+from experiments.core.precision import precision_of
 from fadam.lightning import FAdamMonitor
 
 
@@ -91,13 +92,15 @@ def build_trainer(cfg: DictConfig, stem: Path) -> Trainer:
     callbacks.sort(key=lambda each: isinstance(each, FAdamMonitor))  # it sees what the others left of the gradients
     # Lightning counts batches here, we count optimizer steps.
     interval = cfg.eval_every * cfg.trainer.accumulate_grad_batches
+    precision = precision_of(cfg.trainer)
     trainer: Trainer = instantiate(
         cfg.trainer,
         logger=loggers or False,
         callbacks=callbacks,
         default_root_dir=str(stem),
         val_check_interval=interval,
-        plugins=[WholeFiles()],
+        precision=precision["precision"],
+        plugins=[WholeFiles(), *precision["plugins"]],
         _convert_="object",
     )
     environment = getattr(trainer.strategy, "cluster_environment", None)
