@@ -25,8 +25,8 @@ _PRODUCTS = frozenset(
 class RoundedProducts(TorchFunctionMode):
     """Takes products of bfloat16 tensors on a CPU in float32 and rounds them, and so the gradients of their factors.
 
-    That is what a bfloat16 instruction gives, but for the order of the sums. Where there is no such instruction, torch's
-    own products of bfloat16 matrices take tens of times as long as those of float32.
+    That is what a bfloat16 instruction gives, but for the order of the sums. Where there is none, torch's own products
+    of bfloat16 matrices take tens of times as long as those of float32.
     """
 
     def __torch_function__(
