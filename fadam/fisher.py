@@ -257,7 +257,7 @@ def empirical_fim(
         Of the parameters' shapes, float32 or wider; 0 where the loss does not depend on a parameter.
 
     Raises:
-        ValueError: an option outside its range; batch norm in training mode, since there is no gradient of one sample
+        ValueError: an option outside its range; batch norm by the batch, since there is no gradient of one sample
             then; no data; tensors of a batch whose axes 0 differ; a loss of more than one element; sharded parameters.
         RuntimeError: a model that vmap cannot take.
     """
