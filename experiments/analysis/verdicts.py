@@ -145,8 +145,10 @@ def sentence(c: Compared) -> str:
     if v.word == "equivalent":
         return f"{says}: equivalent, since less than {matters} would not matter ({around})."
     if v.word in ("better", "worse"):
-        more = "by more than the" if abs(v.mean) >= c.protocol.matters else "though by less than the"
-        return f"{says}: {v.word}, {more} {matters} that would matter ({around})."
+        low, high = v.interval if v.word == "better" else (-v.interval[1], -v.interval[0])
+        less = "though by less than" if high <= c.protocol.matters else "though perhaps by less than"
+        more = "by more than" if low >= c.protocol.matters else less
+        return f"{says}: {v.word}, {more} the {matters} that would matter ({around})."
     says += f", which may be chance: undecided after {v.pairs} pairs, {next_look}"
     if v.next_look:
         return f"{says} ({around})."

@@ -16,6 +16,7 @@ import yaml
 from experiments.analysis import tables, verdicts
 from experiments.analysis.bowls import bowls, taken
 from experiments.analysis.comparisons import Compared, GridVerdict, Point, Study, ladder
+from experiments.analysis.families import Word
 from experiments.analysis.pages import BEGIN, END, Pages
 from experiments.analysis.verdicts import Finding, load_claims, load_theory
 from experiments.core.catalogue import task
@@ -44,6 +45,26 @@ def test_sentences_of_known_answers(pages: Pages) -> None:
     lost = found(pages, "C7", "VQ-VAE, discrete likelihood")
     assert "clipping of the global norm in 8 of 8 runs: better." in lost.sentence.replace("in 0 and ", "")
     assert found(pages, "C6", "Speech recognition").reading == "holds here"
+
+
+@pytest.mark.parametrize(
+    ("word", "interval", "words"),
+    [
+        ("better", (0.012, 0.03), "better, by more than the"),
+        ("better", (0.002, 0.008), "better, though by less than the"),
+        ("better", (0.002, 0.015), "better, though perhaps by less than the"),
+        ("worse", (-0.03, -0.012), "worse, by more than the"),
+        ("worse", (-0.008, -0.002), "worse, though by less than the"),
+        ("worse", (-0.015, -0.002), "worse, though perhaps by less than the"),
+    ],
+)
+def test_size_of_a_difference_is_told_from_its_interval(
+    pages: Pages, word: Word, interval: tuple[float, float], words: str
+) -> None:
+    """Whether it matters is not told from the mean, whose interval may reach to the other side."""
+    c = next(c for c in pages.study.comparisons if c.comparison.id == "C1" and c.protocol.task == "llm")
+    verdict = replace(c.verdict, word=word, mean=sum(interval) / 2, interval=interval)
+    assert f": {words} 0.01 bits per byte that would matter (" in verdicts.sentence(replace(c, verdict=verdict))
 
 
 def test_before_the_first_run_everything_says_so(empty: Pages) -> None:
