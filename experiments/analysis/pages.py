@@ -186,12 +186,14 @@ class Pages:
 
     def first(self) -> list[Block]:
         """The answer, its two pictures and the short table."""
-        lines = [f"- **{place}.** {' '.join(words)}" for name in TASKS for place, words in self.answer(name)]
-        lines.append(f"- **Should I use it?** {self.advice()}")
+        lines = (f"- **{asked}** {said}" for asked, said in self.answers())
         return ["\n".join(lines), *self.pictures(), tables.headline(self.study)]
 
-    def advice(self) -> str:
-        return verdicts.advice(verdicts.main_comparisons(self.study))
+    def answers(self) -> list[tuple[str, str]]:
+        """What is said first of all, each with its heading."""
+        found = [(f"{place}.", " ".join(words)) for name in TASKS for place, words in self.answer(name)]
+        found.append(("Which of its parts count?", verdicts.parts(self.study)))
+        return [*found, ("Should I use it?", verdicts.advice(verdicts.main_comparisons(self.study)))]
 
     def pictures(self) -> list[Block]:
         mains = verdicts.main_comparisons(self.study)
@@ -393,12 +395,7 @@ class Pages:
 
     def report(self) -> str:
         """results/report.html: everything on one page."""
-        answers = "".join(
-            f"<li><strong>{html.escape(place)}.</strong> {html.escape(' '.join(words))}</li>"
-            for name in TASKS
-            for place, words in self.answer(name)
-        )
-        answers += f"<li><strong>Should I use it?</strong> {html.escape(self.advice())}</li>"
+        answers = "".join(f"<li><strong>{q}</strong> {html.escape(said)}</li>" for q, said in self.answers())
         body = [f'<ul class="answer">{answers}</ul>', as_html([*self.pictures(), tables.headline(self.study)], 2)]
         chapters: list[tuple[str, str, Sequence[Section]]] = [("verdicts", "The claims", self.verdict_sections())]
         chapters += [(name, TASKS[name].title, self.task_sections(name)) for name in TASKS]

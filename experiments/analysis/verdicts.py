@@ -306,6 +306,25 @@ def _trains(values: Array) -> bool:
     return bool(np.isfinite(values).all(axis=1).any())
 
 
+def _place(c: Compared) -> str:
+    p = c.protocol
+    return task(p.task).phrase + (f" ({variant(p.variant)})" if p.variant else "")
+
+
+def parts(study: Study) -> str:
+    """What each of FAdam's parts does on each task: the words of the comparisons of switches."""
+    words: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for c in study.comparisons:
+        names = (c.comparison.challenger, c.comparison.baseline)
+        if c.comparison.claim and names != ("fadam", "adamw_clip"):
+            words.setdefault(names, {}).setdefault(word(c), []).append(_place(c))
+    said = [
+        f"{arm(one).phrase} against {arm(other).phrase}: {', '.join(f'{w} on {listed(p)}' for w, p in found.items())}."
+        for (one, other), found in words.items()
+    ]
+    return " ".join(["Each is turned back alone, and the learning rate tuned anew.", *said])
+
+
 def advice(found: Sequence[Compared]) -> str:
     """Whether a person should use FAdam, from the main comparisons alone."""
     said = {
@@ -317,10 +336,9 @@ def advice(found: Sequence[Compared]) -> str:
     }
     places: dict[str, list[str]] = {}
     for c in found:
-        v, p = c.verdict, c.protocol
+        v = c.verdict
         name = "" if not v.pairs else v.word if v.word in said else "open"
-        place = task(p.task).phrase + (f" ({variant(p.variant)})" if p.variant else "")
-        places.setdefault(name, []).append(place)
+        places.setdefault(name, []).append(_place(c))
     text = "; ".join(words.format(listed(places[name])) for name, words in said.items() if name in places)
     return f"{text[:1].upper()}{text[1:]}. Models are small here; of large ones nothing is shown."
 
