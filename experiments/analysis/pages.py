@@ -395,7 +395,7 @@ class Pages:
 
     def report(self) -> str:
         """results/report.html: everything on one page."""
-        answers = "".join(f"<li><strong>{q}</strong> {html.escape(said)}</li>" for q, said in self.answers())
+        answers = "".join("<li><strong>{}</strong> {}</li>".format(*map(html.escape, a)) for a in self.answers())
         body = [f'<ul class="answer">{answers}</ul>', as_html([*self.pictures(), tables.headline(self.study)], 2)]
         chapters: list[tuple[str, str, Sequence[Section]]] = [("verdicts", "The claims", self.verdict_sections())]
         chapters += [(name, TASKS[name].title, self.task_sections(name)) for name in TASKS]

@@ -315,8 +315,8 @@ def parts(study: Study) -> str:
     """What each of FAdam's parts does on each task: the words of the comparisons of switches."""
     words: dict[tuple[str, str], dict[str, list[str]]] = {}
     for c in study.comparisons:
-        names = (c.comparison.challenger, c.comparison.baseline)
-        if c.comparison.claim and names != ("fadam", "adamw_clip"):
+        switches, names = c.protocol.switches, (c.comparison.challenger, c.comparison.baseline)
+        if switches is not None and c.comparison.baseline in switches.arms:
             words.setdefault(names, {}).setdefault(word(c), []).append(_place(c))
     said = [
         f"{arm(one).phrase} against {arm(other).phrase}: {', '.join(f'{w} on {listed(p)}' for w, p in found.items())}."

@@ -303,4 +303,4 @@ def test_answers_are_the_same_in_readme_and_report(pages: Pages, empty: Pages) -
         assert len(each.answers()) == 6
         for asked, said in each.answers():
             assert f"- **{asked}** {said}\n" in readme
-            assert f"<strong>{asked}</strong> {html.escape(said)}</li>" in report
+            assert f"<strong>{html.escape(asked)}</strong> {html.escape(said)}</li>" in report
