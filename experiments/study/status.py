@@ -60,7 +60,7 @@ def counts(stages: Sequence[Stage], results: Records, published: Path | None = N
     rows = []
     of_study: dict[str, list[float]] = {}
     for stage, records, due, later in done(stages, results):
-        there = sum(published is not None and r.path.is_relative_to(published) for r in records)
+        there = sum(published is not None and (published / r.relative).is_file() for r in records)
         count = Count(there, len(records) - there, due, later, [r.seconds for r in records])
         of_study.setdefault(stage.protocol, []).extend(count.seconds)
         rows.append((stage, count))

@@ -71,6 +71,10 @@ def test_times_are_of_the_stage_then_the_study_then_the_experiment(tmp_path: Pat
     assert again.minutes == pytest.approx(again.missing)  # of a minute each
     assert time_left(rows, 60).startswith(f"at most about {round(again.missing / 60)} min with 60 at a time")
 
+    write(published, second, 0.3)  # as `publish` copies it
+    rows = counts(stages(results, p), results, published)
+    assert [getattr(total([count for _, count in rows]), name) for name in ("published", "here")] == [2, 0]
+
 
 def test_a_study_with_a_model_of_its_own_has_no_time_of_others(tmp_path: Path) -> None:
     put(tmp_path, content("llm", "fadam", 1, {}, trial="pilot"))
