@@ -50,8 +50,8 @@ def put(root: Path, record: dict[str, Any]) -> Path:
 def of_run(run: Run, value: float, data: str = "sha256:1", **changes: Any) -> dict[str, Any]:
     """The record of a planned run, which diverged if its value is not finite."""
     p = DECLARED.get(run.protocol) or protocol(run.protocol)
-    metrics = {p.metric.name: value if math.isfinite(value) else None}
-    metrics[p.tuning.name] = metrics[p.metric.name]
+    # A diverged run is not tested.
+    metrics = {p.metric.name: value, p.tuning.name: value} if math.isfinite(value) else {p.tuning.name: None}
     record = content(
         run.task, run.arm, run.seed, metrics, scale=run.scale, variant=run.variant, trial=run.trial,
         purpose=run.purpose, experiment_name=run.experiment, diverged=not math.isfinite(value),

@@ -143,7 +143,8 @@ def interval(values: ArrayLike, further: float = math.inf) -> tuple[float, float
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One point of the grid of epsilon. `gains`: by seed, against the arm's own reference of the same precision."""
+    """One point of the grid of epsilon. `gains`: by seed, against the arm's own reference of the same precision; -inf
+    where the run diverged, inf where the reference did, nan where both."""
 
     arm: str
     precision: str
@@ -158,7 +159,7 @@ class Point:
 
     @property
     def gain(self) -> float:
-        """Mean gain: infinite where a run diverged, here (-) or at the reference (+); nan where both have."""
+        """Mean of the gains: infinite or nan where some are."""
         with np.errstate(invalid="ignore"):
             return float(self.gains.mean())
 
@@ -203,10 +204,10 @@ def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
     """Whether all of one arm's points are within `matters`, and whether some is worse by more than that.
 
     Results that are equal on every seed count once, and one that is the reference's needs no test. The variance is
-    pooled over the points that are left. A diverged run is not within anything; where all runs of a point diverged it
-    is worse by more than `matters`.
+    pooled over the points that are left. A diverged run is not within anything; where all runs of a point diverged and
+    none of the reference's, it is worse by more than `matters`.
     """
-    different = list({tuple(p.gains): p.gains for p in points if not p.same}.values())
+    different = list({p.gains.tobytes(): p.gains for p in points if not p.same}.values())
     if not different:
         return True, False
     finite = [d for d in different if np.isfinite(d).all()]
@@ -214,13 +215,9 @@ def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
     square = sum(float(((d - d.mean()) ** 2).sum()) for d in finite)
     p_within, p_beyond = [], []
     for d in different:
-        if not np.isfinite(d).all():
+        if not freedom or not np.isfinite(d).all():
             p_within.append(1.0)
             p_beyond.append(0.0 if np.isneginf(d).all() else 1.0)
-            continue
-        if not freedom:
-            p_within.append(1.0)
-            p_beyond.append(1.0)
             continue
         error = max(np.sqrt(square / freedom / len(d)), 1e-300)
         mean = float(d.mean())
@@ -261,12 +258,11 @@ def grid(planner: Planner, tuned: Mapping[str, Tuned]) -> tuple[list[Point], Gri
     for (arm, precision, eps, scale), value in values.items():
         base = values.get((arm, precision, *REFERENCE))
         if base is not None:
-            gains = np.where(np.equal(value, base), 0.0, paired(value, base, p.metric.mode))  # both diverged: the same
-            points.append(Point(arm, precision, eps, scale, gains))
+            points.append(Point(arm, precision, eps, scale, paired(value, base, p.metric.mode)))
     planned = len(stage.runs) + stage.later
     arms = [arm for arm in p.epsilon.arms if any(q.arm == arm for q in points)]
     by_arm = {arm: [q for q in points if q.arm == arm] for arm in arms}
-    distinct = {arm: len({tuple(q.gains) for q in mine if not q.same}) for arm, mine in by_arm.items()}
+    distinct = {arm: len({q.gains.tobytes() for q in mine if not q.same}) for arm, mine in by_arm.items()}
     farthest = {arm: max(mine, key=lambda q: np.nan_to_num(abs(q.gain), nan=np.inf)) for arm, mine in by_arm.items()}
     word = ""
     tests: dict[str, tuple[bool, bool]] = {}

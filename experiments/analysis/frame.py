@@ -59,7 +59,8 @@ COLUMNS = (
 def tidy(records: Records, stages: Sequence[Stage]) -> pd.DataFrame:
     """All records of their folders. Records of planned runs name their protocol and part.
 
-    A record in the place of a planned run, but made with other settings, names no protocol.
+    A record in the place of a planned run, but made with other settings, names no protocol. A diverged run, which is
+    not tested, has all metrics that others of its task, scale and variant have.
     """
     runs = {run.record: run for stage in reversed(stages) for run in stage.runs}  # of several stages the first one's
     rows = []
@@ -68,6 +69,9 @@ def tidy(records: Records, stages: Sequence[Stage]) -> pd.DataFrame:
         mine = run if run is not None and records.of(run) is not None else None
         rows.append(row(record, mine))
     frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
+    for (name, *_), same in frame.groupby(["task", "scale", "variant"]):
+        for key in metric_keys(same) if name in TASKS else ():
+            frame.loc[same.index[same["diverged"].astype(bool)], key] = TASKS[name].metric(key).worst
     return frame.sort_values(["task", "scale", "variant", "arm", "trial", "seed"], ignore_index=True)
 
 

@@ -40,8 +40,8 @@ def equivalence_power(sd: float, n: int, matters: float, difference: float = 0.0
     return float(np.mean(np.where(room > 0, chance, 0.0)))
 
 
-def _fewest(power_of: Callable[[int], float], power: float) -> int:
-    """The fewest pairs, at least 2, of which `power_of`, which grows with them, is at least `power`."""
+def fewest(power_of: Callable[[int], float], power: float) -> int:
+    """The fewest pairs, at least 2, at which `power_of`, which grows with them, is at least `power`."""
     high = 2
     while power_of(high) < power:
         high *= 2
@@ -50,16 +50,6 @@ def _fewest(power_of: Callable[[int], float], power: float) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if power_of(middle) >= power else (middle, high)
     return high
-
-
-def pairs_for_superiority(sd: float, matters: float, alpha: float = ALPHA, power: float = POWER) -> int:
-    """Pairs of one look that show a true difference of `matters` to be other than 0 with probability `power`."""
-    return _fewest(lambda n: superiority_power(sd, n, matters, alpha), power)
-
-
-def pairs_for_equivalence(sd: float, matters: float, alpha: float = ALPHA, power: float = POWER) -> int:
-    """Pairs of one look that show a true difference of 0 to be within +-matters with probability `power`."""
-    return _fewest(lambda n: equivalence_power(sd, n, matters, 0.0, alpha), power)
 
 
 def pairs_to_decide(
@@ -82,7 +72,7 @@ def pairs_to_decide(
     for n, half, level in levels:
         if n > after and chance(n, 2 * half, level) >= POWER:
             return n
-    return max(looks[-1] + 1, _fewest(lambda n: chance(n, alpha, alpha), POWER))
+    return max(looks[-1] + 1, fewest(lambda n: chance(n, alpha, alpha), POWER))
 
 
 def detectable(sd: float, looks: int | Sequence[int], alpha: float = ALPHA, power: float = POWER) -> float:

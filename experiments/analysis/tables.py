@@ -265,8 +265,8 @@ def costs(study: Study, p: Protocol) -> Table:
         cells = ["–" if math.isnan(v) else f"{v:.{d}f}" for v, d in zip(numbers, (1, 0, 2), strict=True)]
         body.append([arm(name, rows["arm"]).label, str(len(mine)), *cells])
     note = (
-        "Medians. Runs were made two at a time on busy machines, with one memory allocator or another: this tells what "
-        "it took, not which step is faster or smaller."
+        "Medians. Runs were made two at a time on busy machines, with one memory allocator or another, and some beside "
+        "what earlier runs of the process still held: this tells what it took, not which step is faster or smaller."
     )
     header = ("arm", "runs", "minutes a run", "ms a step", "memory (GB)")
     return _table(f"What a run takes: {where(p.task, p.variant)}", header, body, note)

@@ -182,7 +182,7 @@ def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
         most = metric.amount.format(metric.number(abs(gain)))
         lost = f"{'gains' if gain > 0 else 'loses'} at most {most}"
         if not math.isfinite(gain):
-            here = int(np.isneginf(point.gains).sum())
+            here = int((np.isneginf(point.gains) | np.isnan(point.gains)).sum())
             lost = f"diverges in {here} of {runs} runs" if here else "diverges at its own reference"
         count = verdict.distinct[name]
         shown = "" if name not in verdict.within else (

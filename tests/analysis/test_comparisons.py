@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.analysis.comparisons import Compared, Point, Study, interval, judge_grid, pairs_of
+from experiments.analysis.comparisons import Compared, Point, Study, grid, interval, judge_grid, pairs_of
 from experiments.core.catalogue import task
 from experiments.core.errors import UserError
 from experiments.core.plan import Planner
@@ -109,8 +109,15 @@ CASES = {
     "AdamW diverges once": ({}, {(1e-4, 1.0): [-math.inf, 0.0, 0.0, 0.0]}, "undecided"),
     "FAdam diverges": ({(1e-4, 1.0): [-math.inf] * 4}, {(1e-4, 1.0): BAD}, "contradicted"),
     "FAdam diverges once": ({(1e-4, 1.0): [-math.inf, 0.0, 0.0, 0.0]}, {(1e-4, 1.0): BAD}, "undecided"),
+    "FAdam diverges everywhere, at its reference too": (
+        {(eps, scale): [math.nan] * 4 for eps in EPS for scale in SCALES}, {(1e-4, 1.0): BAD}, "undecided"
+    ),
+    "AdamW diverges everywhere, at its reference too": (
+        {}, {(eps, scale): [math.nan] * 4 for eps in EPS for scale in SCALES}, "undecided"
+    ),
+    "both of a seed diverge": ({(1e-4, 1.0): [math.nan, 0.0, 0.0, 0.0]}, {(1e-4, 1.0): BAD}, "undecided"),
     "AdamW loses less than matters": ({}, {(1e-4, 1.0): [-0.004, -0.005, -0.004, -0.005]}, "undecided"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -155,6 +162,23 @@ def test_the_grid_of_a_study(study: Study) -> None:
     assert verdict.within == {"adamw": False, "fadam": True}
     assert verdict.farthest["adamw"].gains == pytest.approx(-0.3)
     assert verdict.distinct == {"adamw": 1, "fadam": 0}
+
+
+def test_runs_that_diverged_at_the_reference_too_are_not_equal(study: Study, tmp_path: Path) -> None:
+    planner = study.planners["llm"]
+    for run in planner.epsilon(study.tuned["llm"], 0).runs:
+        settings = dict(run.settings)
+        lost = (run.arm, settings["trainer.precision"]) == ("fadam", "bf16-true")
+        worse = (run.arm, settings["optimizer.eps"]) == ("adamw", 1e-4)
+        write(tmp_path, run, math.inf if lost else 1.9 + run.seed * 1e-5 if worse else 1.6)
+    made = grid(Planner(planner.protocol, Records([tmp_path]), lambda *_: False), study.tuned["llm"])
+    assert made is not None
+    lost_points = [p for p in made[0] if (p.arm, p.precision) == ("fadam", "bf16-true")]
+    assert lost_points
+    assert not any(p.same for p in lost_points)
+    verdict = made[1]
+    assert (verdict.word, verdict.distinct["fadam"]) == ("undecided", 1)
+    assert (verdict.within["fadam"], verdict.beyond) == (False, {"fadam": False, "adamw": True})
 
 
 # --- sizes and context

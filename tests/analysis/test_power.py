@@ -10,8 +10,7 @@ from experiments.analysis.looks import evidence, nominal_levels
 from experiments.analysis.power import (
     detectable,
     equivalence_power,
-    pairs_for_equivalence,
-    pairs_for_superiority,
+    fewest,
     pairs_to_decide,
     superiority_power,
 )
@@ -21,8 +20,8 @@ from experiments.analysis.power import (
     ("effect", "power", "pairs"), [(0.5, 0.8, 34), (0.5, 0.9, 44), (0.8, 0.8, 15), (0.2, 0.8, 199), (0.3, 0.9, 119)]
 )
 def test_pairs_of_a_t_test_as_in_printed_tables(effect: float, power: float, pairs: int) -> None:
-    assert pairs_for_superiority(1.0, effect, power=power) == pairs
-    assert pairs_for_superiority(10.0, 10 * effect, power=power) == pairs
+    for sd in (1.0, 10.0):
+        assert fewest(lambda n, sd=sd: superiority_power(sd, n, sd * effect), power) == pairs
 
 
 @pytest.mark.parametrize(("n", "matters", "difference"), [(12, 1.0, 0.0), (20, 0.6, 0.2), (6, 1.0, 0.0)])
@@ -39,9 +38,9 @@ def test_power_of_tost_at_the_margin_is_its_level() -> None:
 
 
 def test_fewest_pairs() -> None:
-    n = pairs_for_equivalence(1.0, 0.6, alpha=0.05 / 3)
+    n = fewest(lambda n: equivalence_power(1.0, n, 0.6, alpha=0.05 / 3), 0.9)
     assert equivalence_power(1.0, n, 0.6, alpha=0.05 / 3) >= 0.9 > equivalence_power(1.0, n - 1, 0.6, alpha=0.05 / 3)
-    assert pairs_for_superiority(1.0, 1e3) >= 2
+    assert fewest(lambda _: 1.0, 0.9) == 2
 
 
 @pytest.mark.parametrize(("difference", "after", "pairs"), [(0.0006, 12, 20), (0.0006, 0, 20), (0.02, 0, 12)])

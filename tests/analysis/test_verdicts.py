@@ -96,6 +96,7 @@ def test_epsilon(pages: Pages) -> None:
         ([-math.inf, 0.1], "FAdam diverges in 1 of 2 runs (at"),
         ([math.inf, 0.1], "FAdam diverges at its own reference (at"),
         ([math.inf, -math.inf], "FAdam diverges in 1 of 2 runs (at"),
+        ([math.nan, -math.inf], "FAdam diverges in 2 of 2 runs (at"),
     ],
 )
 def test_what_keeps_c4_open_is_named(gains: list[float], words: str) -> None:
