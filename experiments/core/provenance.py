@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -24,18 +25,34 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> tuple[str, bool]:
-    """Git commit of the code and whether the tree differs from it; "unknown" outside a checkout."""
+# Records and tables may come and go without changing what a run computes.
+CODE = (".", ":!results", ":!README.md", ":!docs/use.md", ":!configs/tuned")
+
+
+def _git(*words: str) -> str:
     root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=30)
-        return done.stdout.strip()
 
+def _changed(since: str) -> bool:
+    return bool(_git("diff", "--name-only", since, "--", *CODE) or _git("status", "--porcelain", "--", *CODE))
+
+
+@functools.cache
+def _first() -> tuple[str, bool]:
+    head = _git("rev-parse", "--short=12", "HEAD")
+    return head, _changed(head)
+
+
+def commit() -> tuple[str, bool]:
+    """Git commit of the code as this process began with it, and whether the tree differs from it or did then.
+
+    Modules stay as they were read, whatever is pulled later. Outside a checkout it is "unknown".
+    """
     try:
-        # Records and tables may come and go without changing what a run computes.
-        changed = git("status", "--porcelain", "--", ".", ":!results", ":!README.md", ":!configs/tuned")
-        return git("rev-parse", "--short=12", "HEAD"), bool(changed)
+        head, dirty = _first()
+        return head, dirty or _changed(head)
     except (OSError, subprocess.SubprocessError):
         return "unknown", True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import logging
 import math
 import re
@@ -220,6 +221,7 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     torch.set_num_threads(cfg.threads)
     torch.set_float32_matmul_precision("high")
     quiet_lightning()
+    gc.collect()  # trainers and modules of earlier runs are circles of references
     reset_peak_memory()
 
     data = build_data(cfg)

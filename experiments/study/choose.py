@@ -6,6 +6,7 @@ There is one file an experiment, which `experiments.train` reads by itself.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,22 +43,26 @@ def declared_steps(experiment: str) -> int:
 
 
 def choose(records: Sequence[Record], experiment: str) -> list[Choice]:
-    """Each arm's best rate.
+    """Each arm's best rate, by the mean over the seeds that every arm ran at every rate.
 
     Raises:
-        UserError: the arms tried different rates, or every rate of one diverged.
+        UserError: the arms tried different rates, no seed ran at all of them, or every rate of one diverged.
     """
     check_one_kind(records, f"the search of {experiment}")
     mode = str(records[0].objective["mode"])
-    by_arm: dict[str, dict[float, float]] = {}
+    by_arm: dict[str, dict[float, dict[int, float]]] = {}
     for r in records:
         value = r.value(str(r.objective["metric"]), "min" if mode == "min" else "max")
-        by_arm.setdefault(r.arm, {})[float(r.searched[RATE])] = value
+        by_arm.setdefault(r.arm, {}).setdefault(float(r.searched[RATE]), {})[r.seed] = value
     rates = {arm: tuple(sorted(values)) for arm, values in by_arm.items()}
     if len(set(rates.values())) > 1:
         raise UserError(f"{experiment}: every arm must try the same rates, but they tried {rates}")
+    seeds = set.intersection(*(set(ran) for tried in by_arm.values() for ran in tried.values()))
+    if not seeds:
+        raise UserError(f"{experiment}: no seed has been run by every arm at every rate")
     found = []
-    for arm, values in by_arm.items():
+    for arm, ran_at in by_arm.items():
+        values = {rate: statistics.fmean(ran[seed] for seed in seeds) for rate, ran in ran_at.items()}
         best = (min if mode == "min" else max)(values, key=lambda rate: values[rate])
         if not math.isfinite(values[best]):
             raise UserError(f"{experiment}: {arm} diverged at every rate")

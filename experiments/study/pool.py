@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from experiments.core import provenance
 from experiments.core.protocol import Run
 
 
@@ -46,6 +47,7 @@ def _start(parent: int) -> None:
     # One that is left behind ends at its next run.
     if os.getppid() != parent:
         raise SystemExit(1)
+    provenance.commit()  # of the modules that are read now
     with contextlib.suppress(ImportError):
         import experiments.core.run  # noqa: F401
 

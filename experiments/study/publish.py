@@ -23,7 +23,7 @@ class Published:
 
 
 def publish(stages: Sequence[Stage], protocols: Sequence[Protocol], runs: Path, published: Path) -> Published:
-    """Copy records from `runs` to `published`, and the pictures of the first evaluation seed with them.
+    """Copy records from `runs` to `published`, with the pictures of the first evaluation seed of a task and scale.
 
     Planned runs without a record are passed over. At a declared task and scale, only planned runs are considered. A
     record is refused if it was made with other settings than planned, if no commit holds the code that made it, or if
@@ -42,25 +42,28 @@ def publish(stages: Sequence[Stage], protocols: Sequence[Protocol], runs: Path, 
             wanted.append(record)
     wanted += undeclared(mine.all(), protocols)
     copied = kept = 0
-    first = min((r.seed for r in wanted if r.purpose == "eval"), default=None)
+    evaluated = sorted((r for r in wanted if r.purpose == "eval"), key=lambda r: -r.seed)
+    first = {(r.task, r.scale, r.variant): r.seed for r in evaluated}
     for record in wanted:
         target = published / record.relative
         if record.dirty or record.commit in ("", "unknown"):
             refused.append(f"{record.path}: made by code that no commit holds")
-        elif theirs.at(record.relative) is None:
+            continue
+        if theirs.at(record.relative) is None:
             write_whole(target, record.path.read_bytes())
             copied += 1
-            if record.purpose == "eval" and record.seed == first:
-                _copy_pictures(record, target.parent)
         elif target.read_bytes() == record.path.read_bytes():
             kept += 1
         else:
             refused.append(f"{record.path}: another record of the same run is published already")
+            continue
+        if record.purpose == "eval" and record.seed == first[record.task, record.scale, record.variant]:
+            _copy_pictures(record, target.parent)
     return Published(copied, kept, tuple(refused))
 
 
 def _copy_pictures(record: Record, folder: Path) -> None:
     for name in record.artifacts:
         source = record.path.parent / name
-        if source.suffix == ".png" and source.is_file():
+        if source.suffix == ".png" and source.is_file() and not (folder / name).exists():
             write_whole(folder / name, source.read_bytes())

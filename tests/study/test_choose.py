@@ -14,12 +14,15 @@ from tests.made_up import content, put
 RATES = (1e-3, 2e-3, 4e-3)
 
 
-def search(root: Path, best: dict[str, float], experiment: str = "llm_gpu", steps: int = 20) -> None:
+def search(
+    root: Path, best: dict[str, float], experiment: str = "llm_gpu", steps: int = 20, seed: int = 100,
+    rates: tuple[float, ...] = RATES, worse: float = 0.0,
+) -> None:  # fmt: skip
     for arm, bottom in best.items():
-        for lr in RATES:
-            value = 1.0 if lr == bottom else 2.0
+        for lr in rates:
+            value = worse + (1.0 if lr == bottom else 2.0)
             put(root, content(
-                "llm", arm, 100, {"val/bits_per_byte": value}, scale="gpu", trial=f"tune-lr{lr}", purpose="tune",
+                "llm", arm, seed, {"val/bits_per_byte": value}, scale="gpu", trial=f"tune-lr{lr}", purpose="tune",
                 experiment_name=experiment, searched={"optimizer.lr": lr}, steps=steps, optimizer={"lr": lr},
                 objective={"metric": "val/bits_per_byte", "mode": "min", "value": value},
             ))  # fmt: skip
@@ -56,6 +59,26 @@ def test_edges_and_declared_studies_write_nothing(
     search(tmp_path, best, experiment)
     assert choose_experiment(experiment, tmp_path, tmp_path / "tuned", steps=20)[-1].startswith(words)
     assert not (tmp_path / "tuned").exists()
+
+
+def test_seeds_that_did_not_run_everywhere_are_left_out(tmp_path: Path) -> None:
+    """A second search that was interrupted, on a seed that is harder, decides nothing; once it is whole, it counts."""
+    search(tmp_path, {"adamw_clip": 2e-3, "fadam": 2e-3})
+    search(tmp_path, {"adamw_clip": 2e-3, "fadam": 2e-3}, seed=101, rates=RATES[:2], worse=5.0)
+    assert "llm_gpu, fadam: 0.002 is best of 0.001: 2, 0.002: 1, 0.004: 2" in choose_experiment(
+        "llm_gpu", tmp_path, tmp_path / "tuned", steps=20
+    )
+    search(tmp_path, {"adamw_clip": 2e-3, "fadam": 2e-3}, seed=101, worse=5.0)
+    assert "llm_gpu, fadam: 0.002 is best of 0.001: 4.5, 0.002: 3.5, 0.004: 4.5" in choose_experiment(
+        "llm_gpu", tmp_path, tmp_path / "tuned", steps=20
+    )
+
+
+def test_a_search_without_a_whole_seed_is_named(tmp_path: Path) -> None:
+    search(tmp_path, {"adamw_clip": 2e-3, "fadam": 2e-3}, rates=RATES[:2])
+    search(tmp_path, {"adamw_clip": 2e-3, "fadam": 2e-3}, seed=101, rates=RATES[2:])
+    with pytest.raises(UserError, match="no seed has been run by every arm at every rate"):
+        choose_experiment("llm_gpu", tmp_path, tmp_path / "tuned", steps=20)
 
 
 def test_shortened_runs_write_nothing(tmp_path: Path) -> None:

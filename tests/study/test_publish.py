@@ -55,3 +55,18 @@ def test_plain_comparisons_of_other_scales_are_copied_with_the_first_seeds_pictu
     done = publish([], [main_part("asr")], runs, to)
     assert (done.copied, done.refused) == (2, ())
     assert sorted(path.name for path in to.rglob("*.*")) == ["main-s1.json", "main-s1.png", "main-s2.json"]
+
+
+def test_pictures_are_of_the_first_seed_of_their_place_and_come_later_too(tmp_path: Path) -> None:
+    """Another variant's lower seed takes none away, and a copy that was broken off is made whole."""
+    runs, to = tmp_path / "runs", tmp_path / "published"
+    for variant, seed in (("", 201), ("", 202), ("vit", 1)):
+        stem = f"{variant}-main-s{seed}".lstrip("-")
+        record = content("vqvae", "fadam", seed, {"test/psnr": 20.0}, scale="gpu", commit="abc", variant=variant)
+        (put(runs, record | {"artifacts": [f"{stem}.png"]}).parent / f"{stem}.png").write_bytes(b"png")
+    assert publish([], [], runs, to).copied == 3
+    pictures = ["main-s201.png", "vit-main-s1.png"]
+    assert sorted(path.name for path in to.rglob("*.png")) == pictures
+    next(to.rglob("main-s201.png")).unlink()
+    assert publish([], [], runs, to).kept == 3
+    assert sorted(path.name for path in to.rglob("*.png")) == pictures
