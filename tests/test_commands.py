@@ -231,8 +231,8 @@ def test_every_command_can_be_given(compose_config, monkeypatch: pytest.MonkeyPa
     [
         (["asr_gpu", "--tell"], ("train-clean-100", "8 GB to fetch", "OpenSLR", "LibriSpeech/<split>")),
         (["asr_paper", "--tell"], ("960.9 h", "61 GB to fetch", "OpenSLR", "LibriSpeech/<split>")),
-        (["llm_gpu", "--tell"], ("FineWeb-Edu", "4 GB of text", "Hugging Face hub", "data=llm_files")),
-        (["llm_paper", "--tell"], ("C4", "90 GB of text", "Hugging Face hub", "data=llm_files")),
+        (["llm_gpu", "--tell"], ("FineWeb-Edu", "4 GB of text", "Hugging Face hub", "data/source=files")),
+        (["llm_paper", "--tell"], ("C4", "90 GB of text", "Hugging Face hub", "data/source=files")),
         (["vqvae_gpu", "--tell"], ("CIFAR-10", "0.15 GB to fetch", "Hugging Face hub", "--path <folder>")),
         (["vqvae_paper", "--tell"], ("ImageNet-1k", "150 GB to fetch", "HF_TOKEN", "--path <folder>")),
     ],

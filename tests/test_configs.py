@@ -55,6 +55,20 @@ def test_every_experiment_has_a_search(compose_config, experiment: str) -> None:
     assert dict(cfg.searched) == {"optimizer.lr": 0.5}
 
 
+@pytest.mark.parametrize("experiment", ["llm_gpu", "llm_paper"])
+def test_a_local_copy_takes_the_place_of_the_hub_and_of_nothing_else(compose_config, experiment: str) -> None:
+    words = (f"experiment={experiment}", "optimizer=fadam")
+    hub, local = (
+        OmegaConf.to_container(compose_config(*words, *more), resolve=True)
+        for more in ((), ("data/source=files", "data.source.files=corpus/*.parquet"))
+    )
+    assert hub["data"].pop("source")["_target_"].endswith(".Hub")
+    assert local["data"].pop("source")["files"] == "corpus/*.parquet"
+    for each in (hub, local):
+        each.pop("label", None)
+    assert local == hub
+
+
 def test_chosen_settings_are_read_and_given_way(compose_config) -> None:
     chosen = OmegaConf.load(CONFIGS / "tuned" / "llm_cpu.yaml").tuned.fadam
     assert compose_config("experiment=llm_cpu", "optimizer=fadam").optimizer.lr == chosen.lr

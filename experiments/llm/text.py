@@ -432,7 +432,8 @@ class Hub(_Datasets):
     def explain(self, error: Exception) -> DataError:
         return DataError(
             f"{self.path} cannot be read from the Hugging Face hub ({_sentence(error)}): check the network, "
-            f"HF_ENDPOINT and HF_TOKEN, or give a local copy with data=llm_files 'data.source.files=<folder>/*.parquet'"
+            "HF_ENDPOINT and HF_TOKEN, or give a local copy with data/source=files "
+            "'data.source.files=<folder>/*.parquet'"
         )
 
 

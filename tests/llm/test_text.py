@@ -166,7 +166,7 @@ def test_a_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     source = Hub("allenai/c4", "en", {"train": "train", "val": "validation", "test": "validation"}, "c4")
-    with pytest.raises(DataError, match=r"allenai/c4 cannot be read from the .* hub \(Conn.*data=llm_files") as e:
+    with pytest.raises(DataError, match=r"allenai/c4 cannot be read from the .* hub \(Conn.*data/source=files") as e:
         list(source.documents("val"))
     assert "long story" not in str(e.value)
 
