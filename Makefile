@@ -3,7 +3,8 @@
 #   SEEDS=201,202,203    evaluation seeds: the first of the study's
 #   JOBS=2               runs at a time
 #   OPTIMIZERS=adamw_clip,fadam  what is compared
-#   ARGS=                further Hydra overrides, such as ARGS="logger=wandb"; ARGS="debug=fast" tries two steps
+#   ARGS=                of reproduce-* and tune-*: further Hydra overrides, such as ARGS="logger=wandb" or, to try two steps,
+#                        ARGS="debug=fast"; of study-* and compare-own: ARGS="--set key=value"; elsewhere: the options of the command
 #   OWN=<config>         the task of `make compare-own`
 #   PYTHON=python3       makes the environment in .venv; 3.11 or newer
 SHELL := /bin/bash
@@ -68,7 +69,7 @@ $(TASKS:%=reproduce-%): reproduce-%: $(READY)
 	@$(if $(findstring debug=fast,$(ARGS)),echo "Two steps of each were tried; such runs stand in no table.",\
 		$(PY) -m experiments.analysis compare $* --scale $(SCALE) --seeds $(SEEDS) --optimizers $(OPTIMIZERS) --runs "$(RUNS)")
 
-tune-asr: ## try the learning rates that the experiment declares, for both optimizers, and choose
+tune-asr: ## with SCALE=gpu or paper: try learning rates for AdamW + clip and FAdam, on one seed, and choose
 tune-llm: ## the same for language modelling
 tune-vqvae: ## the same for the VQ-VAE
 $(TASKS:%=tune-%): tune-%: $(READY)

@@ -39,7 +39,7 @@ class FAdam(Optimizer):
 
     Args:
         params: parameters, named parameters, or parameter groups, which may override every option.
-        lr: learning rate, a float or a one-element tensor, which the host never reads.
+        lr: learning rate, a float or a one-element tensor, which no step reads on the host.
         betas: decay of momentum and FIM, beta1 and beta2, each in [0, 1).
         eps: upper bound of eps_t, in units of the gradient.
         eps2: eps_t relative to RMS(g_t), where that is below `eps`.

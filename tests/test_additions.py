@@ -18,7 +18,7 @@ from experiments.core.protocol import names, protocol
 from experiments.core.records import Records
 from tests.conftest import CONFIGS, ROOT, Compose
 
-MOST = {"an arm, in all three studies": 3, "a scale, for one task": 2, "a metric": 2, "a figure": 2}
+MOST = {"an arm, in the studies of all tasks": 3, "a scale, for one task": 2, "a metric": 2, "a figure": 2}
 
 
 @pytest.mark.parametrize("what", MOST)

@@ -322,7 +322,7 @@ def parts(study: Study) -> str:
         f"{arm(one).phrase} against {arm(other).phrase}: {', '.join(f'{w} on {listed(p)}' for w, p in found.items())}."
         for (one, other), found in words.items()
     ]
-    return " ".join(["Each is turned back alone, and the learning rate tuned anew.", *said])
+    return " ".join(["Each pair differs in one part, and the learning rate is tuned anew.", *said])
 
 
 def advice(found: Sequence[Compared]) -> str:

@@ -162,7 +162,7 @@ class SpeechDataModule(ResumableDataModule):
         vocab_size: labels of the sentence pieces, the blank included; characters have 29.
         n_mels: bands of the features.
         stats_utterances: training utterances from which the features' normalisation is estimated.
-        cache_features: make all features once and keep them on disk (half a megabyte a minute at 80 bands).
+        cache_features: make all features once and keep them on disk (a megabyte a minute at 80 bands).
         cache_dir: where manifests, features and statistics are kept; `root/.cache` by default.
         num_workers: loader processes; with cached features none are needed.
         pin_memory: for GPUs.

@@ -76,7 +76,7 @@ class Bowl:
 
 @dataclass(frozen=True)
 class Switches:
-    """FAdam with one part turned back: learning rates around FAdam's own, FAdam's or AdamW + clip's weight decay.
+    """FAdam with parts turned back: learning rates around FAdam's own, FAdam's or AdamW + clip's weight decay.
 
     Attributes:
         reach: rates on either side of the best of `centre`; the grid grows as a bowl's does.

@@ -1,4 +1,5 @@
-"""Somebody's LightningModule and LightningDataModule as they are: only `configure_optimizers` is replaced.
+"""Somebody's LightningModule and LightningDataModule as they are: only `configure_optimizers` is replaced, and
+`configure_callbacks` is not asked.
 
 The module is called by its own hooks. What it logs while it is validated and tested is the record's `val/<metric>` and
 `test/<metric>`: `val_loss` or `valid/loss` becomes `val/loss`.

@@ -94,7 +94,7 @@ def choose_experiment(experiment: str, runs: Path, folder: Path = TUNED, steps: 
     if owner is not None:
         lines.append(f"nothing written: configs/study/{owner}.yaml declares how {experiment} is tuned")
     elif edges:
-        lines.append(f"nothing written: {' and '.join(edges)}; widen `rates` in configs/experiment/{experiment}.yaml")
+        lines.append(f"nothing written: {' and '.join(edges)}; widen `rates`, which stand in configs/base")
     else:
         chosen = {c.arm: {"lr": c.best} for c in found}
         by = f"python -m experiments.study choose {experiment}"

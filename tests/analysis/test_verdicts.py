@@ -290,7 +290,7 @@ def test_whether_to_use_it_is_said(pages: Pages, empty: Pages) -> None:
 def test_what_the_parts_do_is_said(pages: Pages, empty: Pages) -> None:
     said = dict(pages.answers())["Which of its parts count?"]
     assert said.startswith(
-        "Each is turned back alone, and the learning rate tuned anew. FAdam against FAdam with Adam's momentum: "
+        "Each pair differs in one part, and the learning rate is tuned anew. FAdam against FAdam with Adam's momentum: "
         "equivalent on language and speech, undecided after 8 pairs on images (discrete likelihood). FAdam against "
     )
     assert "norm: equivalent on language and speech, better on images (discrete likelihood). FAdam against" in said
