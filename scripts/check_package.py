@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         wheel = check(folder)
         if not options.contents:
-            index = ["--index-url", options.index] if options.index else []
+            index = ["-i", options.index] if options.index else []
             python = environment(folder / "user", options.torch, *index)
             subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
             # From a folder that holds no fadam.

@@ -200,6 +200,11 @@ JUDGED = "llm"  # the task on which C4 is decided; the others are too noisy for 
 REFERENCE = (1e-8, 1.0)  # epsilon, scale of the gradients
 
 
+def _different(points: Sequence[Point]) -> list[Array]:
+    """The gains of the points that are not the reference's result; what is equal on every seed once."""
+    return list({p.gains.tobytes(): p.gains for p in points if not p.same}.values())
+
+
 def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
     """Whether all of one arm's points are within `matters`, and whether some is worse by more than that.
 
@@ -207,7 +212,7 @@ def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
     pooled over the points that are left. A diverged run is not within anything; where all runs of a point diverged and
     none of the reference's, it is worse by more than `matters`.
     """
-    different = list({p.gains.tobytes(): p.gains for p in points if not p.same}.values())
+    different = _different(points)
     if not different:
         return True, False
     finite = [d for d in different if np.isfinite(d).all()]
@@ -262,7 +267,7 @@ def grid(planner: Planner, tuned: Mapping[str, Tuned]) -> tuple[list[Point], Gri
     planned = len(stage.runs) + stage.later
     arms = [arm for arm in p.epsilon.arms if any(q.arm == arm for q in points)]
     by_arm = {arm: [q for q in points if q.arm == arm] for arm in arms}
-    distinct = {arm: len({q.gains.tobytes() for q in mine if not q.same}) for arm, mine in by_arm.items()}
+    distinct = {arm: len(_different(mine)) for arm, mine in by_arm.items()}
     farthest = {arm: max(mine, key=lambda q: np.nan_to_num(abs(q.gain), nan=np.inf)) for arm, mine in by_arm.items()}
     word = ""
     tests: dict[str, tuple[bool, bool]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.core.catalogue import TASKS, Metric
+from experiments.core.catalogue import metric
 from experiments.core.plan import Stage
 from experiments.core.protocol import Run
 from experiments.core.records import Record, Records
@@ -24,16 +24,14 @@ SETTINGS = {
 
 
 def row(record: Record, run: Run | None = None) -> dict[str, Any]:
-    """One run. `protocol` is "" where no study planned it; a diverged run's metrics are infinitely bad.
+    """One run. `protocol` is "" where no study planned it; what is no finite number is infinitely bad.
 
     `part` says what a planned run is for: `tune`, `epsilon` (claim C4) or `eval`.
     """
-    metrics = TASKS[record.task].metrics if record.task in TASKS else {}
-    values: dict[str, float] = {}
-    for key, value in record.metrics.items():
-        worst = metrics.get(key, Metric(key, key)).worst
-        bad = record.diverged or value is None or not math.isfinite(value)
-        values[key] = worst if bad or value is None else float(value)
+    values = {
+        key: metric(record.task, key).worst if value is None or not math.isfinite(value) else float(value)
+        for key, value in record.metrics.items()
+    }
     return {
         "protocol": run.protocol if run else "",
         "part": "epsilon" if run and run.choices else record.purpose,
@@ -60,7 +58,7 @@ def tidy(records: Records, stages: Sequence[Stage]) -> pd.DataFrame:
     """All records of their folders. Records of planned runs name their protocol and part.
 
     A record in the place of a planned run, but made with other settings, names no protocol. A diverged run, which is
-    not tested, has all metrics that others of its task, scale and variant have.
+    not tested, is infinitely bad by every metric that some run of its task, scale and variant has.
     """
     runs = {run.record: run for stage in reversed(stages) for run in stage.runs}  # of several stages the first one's
     rows = []
@@ -70,8 +68,8 @@ def tidy(records: Records, stages: Sequence[Stage]) -> pd.DataFrame:
         rows.append(row(record, mine))
     frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
     for (name, *_), same in frame.groupby(["task", "scale", "variant"]):
-        for key in metric_keys(same) if name in TASKS else ():
-            frame.loc[same.index[same["diverged"].astype(bool)], key] = TASKS[name].metric(key).worst
+        for key in metric_keys(same):
+            frame.loc[same.index[same["diverged"]], key] = metric(name, key).worst
     return frame.sort_values(["task", "scale", "variant", "arm", "trial", "seed"], ignore_index=True)
 
 

@@ -313,6 +313,11 @@ def task(name: str) -> Task:
     return TASKS[name]
 
 
+def metric(name: str, key: str) -> Metric:
+    """The metric of a task and a key, each known or not."""
+    return TASKS[name].metric(key) if name in TASKS else Metric(key, key)
+
+
 def variant(name: str) -> str:
     """A variant in words."""
     return VARIANTS.get(name, name.replace("_", " "))

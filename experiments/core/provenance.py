@@ -35,14 +35,13 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def _changed(since: str) -> bool:
-    return bool(_git("diff", "--name-only", since, "--", *CODE) or _git("status", "--porcelain", "--", *CODE))
+def _uncommitted() -> bool:
+    return bool(_git("status", "--porcelain", "--", *CODE))
 
 
 @functools.cache
 def _first() -> tuple[str, bool]:
-    head = _git("rev-parse", "--short=12", "HEAD")
-    return head, _changed(head)
+    return _git("rev-parse", "--short=12", "HEAD"), _uncommitted()
 
 
 def commit() -> tuple[str, bool]:
@@ -52,7 +51,7 @@ def commit() -> tuple[str, bool]:
     """
     try:
         head, dirty = _first()
-        return head, dirty or _changed(head)
+        return head, dirty or _uncommitted() or bool(_git("diff", "--name-only", head, "--", *CODE))
     except (OSError, subprocess.SubprocessError):
         return "unknown", True
 

@@ -1,5 +1,4 @@
-"""Copy records that we stand behind from a machine's own to the published ones: what a protocol planned, and plain
-comparisons at scales that no protocol declares."""
+"""Copy records from a machine's own to the published ones: planned runs, and plain comparisons at undeclared scales."""
 
 from __future__ import annotations
 
@@ -42,23 +41,21 @@ def publish(stages: Sequence[Stage], protocols: Sequence[Protocol], runs: Path, 
             wanted.append(record)
     wanted += undeclared(mine.all(), protocols)
     copied = kept = 0
-    evaluated = sorted((r for r in wanted if r.purpose == "eval"), key=lambda r: -r.seed)
-    first = {(r.task, r.scale, r.variant): r.seed for r in evaluated}
+    first = {(r.task, r.scale, r.variant): r.seed for r in sorted(wanted, key=lambda r: -r.seed) if r.purpose == "eval"}
     for record in wanted:
         target = published / record.relative
         if record.dirty or record.commit in ("", "unknown"):
             refused.append(f"{record.path}: made by code that no commit holds")
-            continue
-        if theirs.at(record.relative) is None:
-            write_whole(target, record.path.read_bytes())
-            copied += 1
-        elif target.read_bytes() == record.path.read_bytes():
-            kept += 1
-        else:
+        elif (there := theirs.at(record.relative) is not None) and target.read_bytes() != record.path.read_bytes():
             refused.append(f"{record.path}: another record of the same run is published already")
-            continue
-        if record.purpose == "eval" and record.seed == first[record.task, record.scale, record.variant]:
-            _copy_pictures(record, target.parent)
+        else:
+            if there:
+                kept += 1
+            else:
+                write_whole(target, record.path.read_bytes())
+                copied += 1
+            if record.purpose == "eval" and record.seed == first[record.task, record.scale, record.variant]:
+                _copy_pictures(record, target.parent)
     return Published(copied, kept, tuple(refused))
 
 
