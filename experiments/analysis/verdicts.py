@@ -177,14 +177,13 @@ def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
     """How far each arm strays from its own result at epsilon 1e-8 and unscaled gradients."""
     parts = []
     for name, point in verdict.farthest.items():
-        gain, runs = point.gain, len(point.gains)
+        gain, runs, count = point.gain, len(point.gains), verdict.distinct[name]
         at = f"at epsilon {point.eps:g}, gradients times {point.scale:.2g}, {point.weights}"
         most = metric.amount.format(metric.number(abs(gain)))
         lost = f"{'gains' if gain > 0 else 'loses'} at most {most}"
         if not math.isfinite(gain):
             here = int((np.isneginf(point.gains) | np.isnan(point.gains)).sum())
             lost = f"diverges in {here} of {runs} runs" if here else "diverges at its own reference"
-        count = verdict.distinct[name]
         shown = "" if name not in verdict.within else (
             ", shown to be within what matters everywhere" if verdict.within[name]
             else ", shown to be worse by more than matters somewhere" if verdict.beyond[name] else ", neither shown"
@@ -192,7 +191,8 @@ def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
         results = "result" if count == 1 else "results"
         differ = f"{count} different {results} beside the reference" if count else "every result is the reference's"
         parts.append(f"{arm(name).phrase} {lost} ({at}; {differ}){shown}")
-    return f"{'; '.join(parts)}. {amount(metric, matters)[0].upper()}{amount(metric, matters)[1:]} would matter."
+    said = "; ".join(parts) or "no point and its reference have run on one seed yet"
+    return f"{said}. {amount(metric, matters)[0].upper()}{amount(metric, matters)[1:]} would matter."
 
 
 def load_theory(path: Path, of: str, needs: str) -> dict[str, Any] | None:

@@ -105,6 +105,13 @@ def test_what_keeps_c4_open_is_named(gains: list[float], words: str) -> None:
     assert verdicts.grid_words(verdict, task("llm").metric("test/bits_per_byte"), 0.01).startswith(words)
 
 
+def test_a_grid_whose_runs_stand_alone_says_so() -> None:
+    """The first runs of C4's grid came before their references, and the page said "So far: ."."""
+    verdict = GridVerdict("", 2, 144, {}, {}, {}, {})
+    said = verdicts.grid_words(verdict, task("llm").metric("test/bits_per_byte"), 0.01)
+    assert said == "no point and its reference have run on one seed yet. 0.01 bits per byte would matter."
+
+
 def test_an_undecided_comparison_says_whether_it_goes_on(study: Study) -> None:
     c = next(c for c in study.comparisons if c.verdict.pairs)
     lost = replace(c.verdict, word="undecided", mean=-math.inf, sd=None, interval=None, diverged=(1, 0, 0))
