@@ -40,6 +40,7 @@ from experiments.core.checks import check_choices
 from experiments.core.errors import UserError
 from experiments.core.files import write_whole
 from experiments.core.optim import parameter_groups
+from experiments.core.precision import set_float32_products
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOPS = ("bare", "lightning", "ours")
@@ -216,7 +217,7 @@ def main() -> None:
             cfg = configure(arguments.overrides, arguments.steps, Path(folder))
             check_choices(cfg)
             torch.set_num_threads(cfg.threads)
-            torch.set_float32_matmul_precision("high")
+            set_float32_products(cfg.trainer)
             first = arguments.skip * cfg.trainer.accumulate_grad_batches
             rounds = measure(cfg, arguments.rounds, first, Path(folder), console)
         except UserError as error:

@@ -1,4 +1,4 @@
-"""bfloat16 weights on CPUs that have no instruction for them."""
+"""In which precision matrices are multiplied: of float32 on GPUs, of bfloat16 on CPUs without an instruction for it."""
 
 from __future__ import annotations
 
@@ -65,3 +65,10 @@ def precision_of(trainer: DictConfig) -> dict[str, Any]:
     if trainer.precision == "bf16-true" and trainer.accelerator == "cpu" and not has_bfloat16():
         return {"precision": None, "plugins": [RoundedBfloat16()]}
     return {"precision": trainer.precision, "plugins": []}
+
+
+def set_float32_products(trainer: DictConfig) -> None:
+    """A run in float32 multiplies in float32; what is left of float32 in another may be TF32 on a GPU."""
+    exact = trainer.precision == "32-true"
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact

@@ -40,7 +40,7 @@ from experiments.core.folder import CarryIdentity, Identity, RunFolder, rank_zer
 from experiments.core.length import fit_length
 from experiments.core.module import TaskModule
 from experiments.core.optim import path_taken
-from experiments.core.precision import precision_of
+from experiments.core.precision import precision_of, set_float32_products
 from fadam.lightning import FAdamMonitor
 
 
@@ -219,7 +219,7 @@ def execute(cfg: DictConfig) -> dict[str, Any]:
     check_choices(cfg)
     check_gpu(cfg)
     torch.set_num_threads(cfg.threads)
-    torch.set_float32_matmul_precision("high")
+    set_float32_products(cfg.trainer)
     quiet_lightning()
     gc.collect()  # trainers and modules of earlier runs are circles of references
     reset_peak_memory()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from experiments import evaluate as ev
 from experiments.core import precision, run
-from experiments.core.precision import RoundedBfloat16, RoundedProducts, precision_of
+from experiments.core.precision import RoundedBfloat16, RoundedProducts, precision_of, set_float32_products
 
 
 def test_products_are_those_of_float32_rounded() -> None:
@@ -68,6 +68,13 @@ def test_lightnings_own_is_taken_where_it_is_as_fast(
     found = precision_of(DictConfig(words))
     assert [type(plugin) for plugin in found["plugins"]] == [RoundedBfloat16] * rounded
     assert found["precision"] == (None if rounded else words["precision"])
+
+
+@pytest.mark.parametrize(("words", "products", "tf32"), [("32-true", "highest", False), ("bf16-mixed", "high", True)])
+def test_a_run_in_float32_multiplies_in_float32(words: str, products: str, tf32: bool) -> None:
+    set_float32_products(DictConfig({"precision": words}))
+    assert torch.get_float32_matmul_precision() == products
+    assert torch.backends.cudnn.allow_tf32 is tf32
 
 
 @pytest.mark.parametrize("native", [False, True])
