@@ -39,6 +39,7 @@ from fadam.reference import State, reference_step
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 600.0  # seconds, for everything
+SAID = 8  # last lines of a command that failed; Hydra names the cause some lines before its last
 STEPS = 12
 SHAPES = ((), (1,), (17,), (5, 7), (3, 2, 3, 3), (300, 257), (70_001,))
 
@@ -255,9 +256,16 @@ def one_step(device: torch.device, dry: bool) -> str:
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
+# What a config is composed with: Hydra asks for the launcher also where there is one run.
+COMPOSING = ("hydra", "omegaconf", "hydra_plugins.hydra_joblib_launcher")
+
+
+def lacking(*modules: str) -> list[str]:
+    return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
 def has(*modules: str) -> None:
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
+    if missing := lacking(*modules):
         raise Left(f"{' and '.join(missing)} cannot be imported")
 
 
@@ -285,7 +293,7 @@ def sanitizer() -> list[str]:
 
 def bench() -> list[str]:
     has("rich", "transformers")
-    sets = "gpt2,llama,conformer_s" if importlib.util.find_spec("hydra") else "gpt2"
+    sets = "gpt2" if lacking(*COMPOSING) else "gpt2,llama,conformer_s"
     out = "results/bench/step_gpu"
     return [
         sys.executable,
@@ -309,7 +317,7 @@ def training(task: str) -> Callable[[], list[str]]:
     """50 steps of the `gpu` config on the small data of the `cpu` one."""
 
     def command() -> list[str]:
-        has("hydra", "lightning", "omegaconf")
+        has("lightning", *COMPOSING)
         data = SMALL_DATA[task]
         folder = Path(os.environ.get("FADAM_DATA", ROOT / "data"))
         if not folder.is_dir() or not any(folder.iterdir()):
@@ -372,8 +380,8 @@ def perform(check: Check, device: torch.device, dry: bool, left: float) -> Row:
             else:
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left, check=False)
                 if done.returncode != 0:
-                    lines = (done.stdout + done.stderr).strip().splitlines() or ["without a word"]
-                    raise Failed(f"exit status {done.returncode}: {lines[-1]} ({words})")
+                    lines = (done.stdout + done.stderr).strip().splitlines()[-SAID:] or ["without a word"]
+                    raise Failed(f"exit status {done.returncode}: {' '.join(lines)} ({words})")
     except Left as error:
         outcome, words = "left out", str(error)
     except subprocess.TimeoutExpired:

@@ -86,6 +86,20 @@ def test_what_a_python_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert outcomes["50 steps of asr_gpu"].outcome == "left out"
 
 
+def test_without_hydras_launcher_no_config_is_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = "hydra_plugins.hydra_joblib_launcher"
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == launcher else find(name))
+    outcomes = {c.title: perform(c, CPU, dry=True, left=600) for c in CHECKS if c.command}
+    assert "--sets gpt2 " in outcomes["make bench's GPU rows"].words
+    assert outcomes["50 steps of llm_gpu"].words == f"{launcher} cannot be imported"
+
+
+def test_a_failure_shows_its_cause_above_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = perform(Check("a", "a", command=lambda: ["sh", "-c", "echo cause; echo where; exit 3"]), CPU, False, 600)
+    assert row.words.startswith("exit status 3: cause where (sh ")
+
+
 @pytest.mark.parametrize("task", SMALL_DATA)
 def test_the_training_commands_are_configs(
     task: str, compose_config: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
