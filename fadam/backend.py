@@ -25,8 +25,8 @@ from fadam.single import SingleBackend
 
 # Where torch's multi-tensor kernels are real ones; elsewhere they are a loop over tensors and gain nothing.
 _FOREACH_DEVICES = ("cuda", "xpu")
-# Where fused=None takes the fused implementation. Not yet on CUDA devices: its kernels have run in Triton's interpreter
-# only, and no run on a GPU stands in results/bench.
+# Where fused=None takes the fused implementation. Not yet on CUDA devices: its kernels agree with the reference on one
+# (results/bench/gpu.md), but nothing says yet that they are faster than the multi-tensor step.
 _BY_DEFAULT = ("cpu",)
 _PLAIN = (Tensor, torch.nn.Parameter)
 # Imported at the first step that could use them: Triton and a compiler cost seconds.
