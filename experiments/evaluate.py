@@ -114,7 +114,7 @@ def evaluate(run: Path, checkpoint: str = "last", allow: Sequence[str] = ()) -> 
 
     from experiments.core.callbacks import EvaluationWeights
     from experiments.core.folder import read_checkpoint
-    from experiments.core.precision import precision_of
+    from experiments.core.precision import precision_of, set_float32_products
     from experiments.core.run import build_data, build_module, quiet_lightning
 
     try:
@@ -128,6 +128,7 @@ def evaluate(run: Path, checkpoint: str = "last", allow: Sequence[str] = ()) -> 
     callbacks: list[Callback] = [EvaluationWeights()] if "evaluation_weights" in plain["callbacks"] else []
     if cfg.trainer.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
         cfg.trainer.accelerator, cfg.trainer.precision = "cpu", "32-true"
+    set_float32_products(cfg.trainer)
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ from torch.nn import functional as F
 from experiments import evaluate as ev
 from experiments.core import precision, run
 from experiments.core.precision import RoundedBfloat16, RoundedProducts, precision_of, set_float32_products
+
+
+@pytest.fixture(autouse=True)
+def products() -> Iterator[None]:
+    """What a test sets of torch's products is set back."""
+    matrices, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(matrices)
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def test_products_are_those_of_float32_rounded() -> None:
@@ -70,10 +80,10 @@ def test_lightnings_own_is_taken_where_it_is_as_fast(
     assert found["precision"] == (None if rounded else words["precision"])
 
 
-@pytest.mark.parametrize(("words", "products", "tf32"), [("32-true", "highest", False), ("bf16-mixed", "high", True)])
-def test_a_run_in_float32_multiplies_in_float32(words: str, products: str, tf32: bool) -> None:
+@pytest.mark.parametrize(("words", "matrices", "tf32"), [("32-true", "highest", False), ("bf16-mixed", "high", True)])
+def test_a_run_in_float32_multiplies_in_float32(words: str, matrices: str, tf32: bool) -> None:
     set_float32_products(DictConfig({"precision": words}))
-    assert torch.get_float32_matmul_precision() == products
+    assert torch.get_float32_matmul_precision() == matrices
     assert torch.backends.cudnn.allow_tf32 is tf32
 
 
@@ -90,3 +100,13 @@ def test_a_run_in_bfloat16_evaluates_to_its_record(
     weights = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     assert ev.evaluate(folder, allow=["tests"])["test/loss"] == record["metrics"]["test/loss"]
+
+
+@pytest.mark.parametrize(("words", "matrices"), [("32-true", "highest"), ("bf16-mixed", "high")])
+def test_an_evaluation_multiplies_as_its_run_did(compose_config, words: str, matrices: str) -> None:
+    cfg = compose_config("experiment=toy", "optimizer=fadam", f"trainer.precision={words}", "logger=none")
+    run.execute(cfg)
+    for before in ("high", "highest"):
+        torch.set_float32_matmul_precision(before)
+        ev.evaluate(Path(cfg.paths.run_dir), allow=["tests"])
+        assert torch.get_float32_matmul_precision() == matrices
