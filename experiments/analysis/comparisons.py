@@ -183,7 +183,7 @@ class GridVerdict:
     word: "supported", "contradicted" or "undecided"; "" while runs are missing, and where nothing is judged.
     distinct: by arm, how many different results there are beside the reference.
     within: whether the arm was shown to be within `matters` everywhere; `beyond`: worse by more somewhere.
-    farthest: by arm, the point whose gain is farthest from 0.
+    farthest: by arm, at each epsilon the point whose gain is farthest from 0; the farthest of all first.
     """
 
     word: str
@@ -192,7 +192,7 @@ class GridVerdict:
     distinct: Mapping[str, int]
     within: Mapping[str, bool]
     beyond: Mapping[str, bool]
-    farthest: Mapping[str, Point]
+    farthest: Mapping[str, Sequence[Point]]
 
 
 WEIGHTS = {"32-true": "float32", "bf16-true": "bfloat16"}
@@ -203,6 +203,13 @@ REFERENCE = (1e-8, 1.0)  # epsilon, scale of the gradients
 def _different(points: Sequence[Point]) -> list[Array]:
     """The gains of the points that are not the reference's result; what is equal on every seed once."""
     return list({p.gains.tobytes(): p.gains for p in points if not p.same}.values())
+
+
+def _farthest(points: Sequence[Point]) -> list[Point]:
+    by_eps: dict[float, Point] = {}
+    for point in sorted(points, key=lambda q: np.nan_to_num(abs(q.gain), nan=np.inf), reverse=True):
+        by_eps.setdefault(point.eps, point)
+    return list(by_eps.values())
 
 
 def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
@@ -259,21 +266,19 @@ def grid(planner: Planner, tuned: Mapping[str, Tuned]) -> tuple[list[Point], Gri
         done += len(found)
         if len(found) == len(runs):
             values[key] = _values(found, p)
-    points = []
-    for (arm, precision, eps, scale), value in values.items():
-        base = values.get((arm, precision, *REFERENCE))
-        if base is not None:
-            points.append(Point(arm, precision, eps, scale, paired(value, base, p.metric.mode)))
+    points = [
+        Point(*key, paired(value, values[base], p.metric.mode))
+        for key, value in values.items() if (base := (*key[:2], *REFERENCE)) in values
+    ]  # fmt: skip
     planned = len(stage.runs) + stage.later
-    arms = [arm for arm in p.epsilon.arms if any(q.arm == arm for q in points)]
-    by_arm = {arm: [q for q in points if q.arm == arm] for arm in arms}
+    by_arm = {arm: mine for arm in p.epsilon.arms if (mine := [q for q in points if q.arm == arm])}
     distinct = {arm: len(_different(mine)) for arm, mine in by_arm.items()}
-    farthest = {arm: max(mine, key=lambda q: np.nan_to_num(abs(q.gain), nan=np.inf)) for arm, mine in by_arm.items()}
+    farthest = {arm: _farthest(mine) for arm, mine in by_arm.items()}
     word = ""
     tests: dict[str, tuple[bool, bool]] = {}
-    if p.task == JUDGED and planned and done == planned and len(arms) == 2:
-        fadam = next(arm for arm in arms if arm.startswith("fadam"))
-        word, tests = judge_grid(points, p.matters, fadam, next(arm for arm in arms if arm != fadam))
+    if p.task == JUDGED and planned and done == planned and len(by_arm) == 2:
+        fadam = next(arm for arm in by_arm if arm.startswith("fadam"))
+        word, tests = judge_grid(points, p.matters, fadam, next(arm for arm in by_arm if arm != fadam))
     within, beyond = ({arm: t[i] for arm, t in tests.items()} for i in (0, 1))
     return points, GridVerdict(word, done, planned, distinct, within, beyond, farthest)
 

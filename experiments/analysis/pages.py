@@ -193,6 +193,8 @@ class Pages:
         """What is said first of all, each with its heading."""
         found = [(f"{place}.", " ".join(words)) for name in TASKS for place, words in self.answer(name)]
         found.append(("Which of its parts count?", verdicts.parts(self.study)))
+        grids = [f for f in self.findings if f.claim.test == "grid" and f.word != verdicts.NOT_RUN]
+        found += [("Does epsilon matter?", f"{f.where}, {f.word}: {f.claim.tested}. {f.sentence}") for f in grids]
         return [*found, ("Should I use it?", verdicts.advice(verdicts.main_comparisons(self.study)))]
 
     def pictures(self) -> list[Block]:

@@ -157,7 +157,7 @@ def sentence(c: Compared) -> str:
     return f"{says}{takes} ({around}; {matters} would matter)."
 
 
-# --- C4, C10
+# --- C4
 
 
 def grid_finding(claim: Claim, study: Study, name: str) -> Finding:
@@ -167,18 +167,19 @@ def grid_finding(claim: Claim, study: Study, name: str) -> Finding:
     if name not in study.grids or not study.grids[name][1].done:
         return Finding(claim, place, NOT_RUN, "", "No run of the grid has been made yet.")
     verdict = study.grids[name][1]
-    said = grid_words(verdict, metric, p.matters)
-    if not verdict.word:
-        return Finding(claim, place, f"{verdict.done} of {verdict.planned} runs", "", f"So far: {said}")
-    return Finding(claim, place, verdict.word, claim.reads.get(verdict.word, ""), said)
+    found = verdict.word or f"{verdict.done} of {verdict.planned} runs"
+    said = ("" if verdict.word else "So far: ") + grid_words(verdict, metric, p.matters)
+    return Finding(claim, place, found, claim.reads.get(found, ""), said)
 
 
 def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
     """How far each arm strays from its own result at epsilon 1e-8 and unscaled gradients."""
     parts = []
-    for name, point in verdict.farthest.items():
+    for name, (point, *others) in verdict.farthest.items():
         gain, runs, count = point.gain, len(point.gains), verdict.distinct[name]
         at = f"at epsilon {point.eps:g}, gradients times {point.scale:.2g}, {point.weights}"
+        if others:
+            at += "; at other epsilons " + ", ".join(f"{q.text(metric)} ({q.eps:g})" for q in others)
         most = metric.amount.format(metric.number(abs(gain)))
         lost = f"{'gains' if gain > 0 else 'loses'} at most {most}"
         if not math.isfinite(gain):
@@ -188,8 +189,8 @@ def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
             ", shown to be within what matters everywhere" if verdict.within[name]
             else ", shown to be worse by more than matters somewhere" if verdict.beyond[name] else ", neither shown"
         )  # fmt: skip
-        results = "result" if count == 1 else "results"
-        differ = f"{count} different {results} beside the reference" if count else "every result is the reference's"
+        results = f"{count} different result{'s' * (count > 1)} beside the reference"
+        differ = results if count else "every result is the reference's"
         parts.append(f"{arm(name).phrase} {lost} ({at}; {differ}){shown}")
     said = "; ".join(parts) or "no point and its reference have run on one seed yet"
     return f"{said}. {amount(metric, matters)[0].upper()}{amount(metric, matters)[1:]} would matter."
@@ -212,31 +213,26 @@ def load_theory(path: Path, of: str, needs: str) -> dict[str, Any] | None:
     return content
 
 
-def identity_finding(claim: Claim, judged: Mapping[str, Any]) -> Finding:
-    """A claim that is judged where its measurements are made, such as C10: `experiments.theory.identity`."""
-    found = judged.get(claim.id, {"word": "", "remark": "", "sentence": "Nothing has been measured."})
-    reading = claim.reads.get(found["word"], "") + found["remark"]
-    return Finding(claim, "A small network and the tasks' models", found["word"] or NOT_RUN, reading, found["sentence"])
-
-
 # --- the whole
 
 
 def findings(study: Study, claims: Sequence[Claim], judged: Mapping[str, Any]) -> list[Finding]:
-    """Every claim at every place where it is asked, in the order of the claims; `judged`: what is decided elsewhere."""
+    """Every claim at every place where it is asked, in their order; `judged`: what is decided where it is measured."""
     found = []
     for claim in claims:
         if claim.test == "identity":
-            found.append(identity_finding(claim, judged))
+            said = judged.get(claim.id, {"word": "", "remark": "", "sentence": "Nothing has been measured."})
+            reading = claim.reads.get(said["word"], "") + said["remark"]
+            place = "A small network and the tasks' models"
+            found.append(Finding(claim, place, said["word"] or NOT_RUN, reading, said["sentence"]))
         elif claim.test == "grid":
             deciding = next((p.name for p in study.protocols if p.task == JUDGED and p.epsilon is not None), None)
             found += [grid_finding(claim, study, deciding)] if deciding else []
         else:
             for c in study.comparisons:
                 if c.comparison.claim == claim.id:
-                    reading = claim.reads.get(c.verdict.word, "")
                     place = where(c.protocol.task, c.protocol.variant)
-                    found.append(Finding(claim, place, word(c), reading, sentence(c), c))
+                    found.append(Finding(claim, place, word(c), claim.reads.get(c.verdict.word, ""), sentence(c), c))
     return found
 
 
@@ -266,7 +262,8 @@ def tuning_sentence(found: Mapping[str, Bowl], p: Protocol) -> str:
     if len(shared) >= 3:
 
         def log_width(values: Array) -> float:
-            return math.log(width(shared, values, p.tuning.mode, p.matters)) if _trains(values) else math.nan
+            trains = np.isfinite(values).all(axis=1).any()  # at some rate no seed diverged
+            return math.log(width(shared, values, p.tuning.mode, p.matters)) if trains else math.nan
 
         tables = [b.values[np.isin(b.rates, shared)] for b in (one, other)]
         ends = jackknife(lambda a, b: log_width(a) - log_width(b), *tables)
@@ -299,11 +296,6 @@ def passed_over(name: str, b: Bowl, p: Protocol) -> str:
         f"The best rate of {arm(name).phrase}, {b.rates[best]:g}, {reason}; {b.rates[chosen]:g} was taken, which was "
         f"{worse(excess[chosen])} on the tuning seeds."
     )
-
-
-def _trains(values: Array) -> bool:
-    """Whether at some rate no seed diverged."""
-    return bool(np.isfinite(values).all(axis=1).any())
 
 
 def _place(c: Compared) -> str:
@@ -355,9 +347,8 @@ def size_sentence(ladder: Ladder | None) -> str:
             return f"Does the gain grow with size? It has no slope: some runs diverged.{rest}"
         sizes = f"{ladder.sizes[0][0]:g} to {ladder.sizes[-1][0]:g}"
         return f"Does the gain grow with size? Not known yet: models of {sizes} million parameters are not all run."
-    compared = run[0][1]
     slope, low, high = ladder.slope
-    metric = signed(compared.metric, slope)
+    metric = signed(run[0][1].metric, slope)
     grows = "grows" if low > 0 else "shrinks" if high < 0 else "cannot be shown to change"
     by = metric.amount.format(metric.number(slope, signed=True))
     return (

@@ -80,7 +80,7 @@ def test_epsilon(pages: Pages) -> None:
     c4 = found(pages, "C4", "Language modelling")
     assert (c4.word, c4.reading) == ("supported", "holds here")
     assert "AdamW without clipping loses at most 0.3000 bits per byte (at epsilon 0.0001" in c4.sentence
-    assert ", float32 weights; 1 different result" in c4.sentence
+    assert ", float32 weights; at other epsilons -0.3000 (1e-08); 1 different result" in c4.sentence
     assert "every result is the reference's), shown to be within what matters everywhere" in c4.sentence
     assert c4.sentence.endswith("0.01 bits per byte would matter.")
 
@@ -101,7 +101,7 @@ def test_epsilon(pages: Pages) -> None:
 )
 def test_what_keeps_c4_open_is_named(gains: list[float], words: str) -> None:
     point = Point("fadam", "bf16-true", 1e-4, 1.0, np.array(gains))
-    verdict = GridVerdict("undecided", 1, 1, {"fadam": 1}, {"fadam": False}, {"fadam": False}, {"fadam": point})
+    verdict = GridVerdict("undecided", 1, 1, {"fadam": 1}, {"fadam": False}, {"fadam": False}, {"fadam": [point]})
     assert verdicts.grid_words(verdict, task("llm").metric("test/bits_per_byte"), 0.01).startswith(words)
 
 
@@ -231,7 +231,7 @@ def test_the_identity_of_c10_rests_on_the_small_network_and_on_the_tasks(pages: 
     assert c10.reading.startswith(c10.claim.reads.get(c10.word, ""))
     assert "A small network, batches of 16: " in c10.sentence
     assert re.search(r"The tasks' own models, \d seeds, .* speech .* language .* images .*", c10.sentence)
-    assert verdicts.identity_finding(c10.claim, {}).word == verdicts.NOT_RUN
+    assert verdicts.findings(pages.study, [c10.claim], {})[0].word == verdicts.NOT_RUN
 
 
 def test_marks_separate_the_change_from_its_effect() -> None:
@@ -305,10 +305,17 @@ def test_what_the_parts_do_is_said(pages: Pages, empty: Pages) -> None:
     assert "not run yet on language, speech and images (discrete likelihood)." in verdicts.parts(empty.study)
 
 
+def test_the_answer_says_whether_epsilon_matters(pages: Pages, empty: Pages) -> None:
+    said = dict(pages.answers())["Does epsilon matter?"]
+    assert said.startswith("Language modelling, supported: over epsilon from 1e-4 to 1e-16, gradients scaled down to ")
+    assert "AdamW does not. AdamW without clipping loses at most 0.3000 bits per byte (at epsilon 0.0001" in said
+    assert "Does epsilon matter?" not in dict(empty.answers())
+
+
 def test_answers_are_the_same_in_readme_and_report(pages: Pages, empty: Pages) -> None:
     for each in (pages, empty):
         readme, report = each.readme(f"{BEGIN}\n{END}"), each.report()
-        assert len(each.answers()) == 6
+        assert len(each.answers()) == (7 if each is pages else 6)
         for asked, said in each.answers():
             assert f"- **{asked}** {said}\n" in readme
             assert f"<strong>{html.escape(asked)}</strong> {html.escape(said)}</li>" in report
