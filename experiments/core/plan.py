@@ -323,7 +323,8 @@ class Planner:
 def choose_rate(values: Mapping[int, Sequence[float]], mode: str, cliff: float) -> tuple[int | None, str]:
     """The step with the best mean whose neighbours are no cliff, and the end at which the best one lies, if it does.
 
-    A rate at the edge of a cliff is passed over: some neighbour in learning rate is worse by more than `cliff`. If the
+    A rate at the edge of a cliff is passed over: some neighbour in learning rate is worse by more than `cliff`. So is a
+    rate beyond the cliff, worse than the best by more than `cliff`, as long as there is another one inside. If the
     best mean of all lies at an end of the grid, the end is named; then a rate beyond it might be better. Where every
     rate diverged there is no best, and the end is the low one.
     """
@@ -340,6 +341,7 @@ def choose_rate(values: Mapping[int, Sequence[float]], mode: str, cliff: float) 
         return max(near) - means[step]
 
     inside = [step for step in steps[1:-1] if not math.isinf(means[step])]
+    inside = [step for step in inside if means[step] - means[best] <= cliff] or inside
     calm = [step for step in inside if drop(step) <= cliff]
     if calm:
         return min(calm, key=lambda step: means[step]), end

@@ -106,6 +106,8 @@ def test_published_records_need_not_be_made_again(tmp_path: Path) -> None:
         ({0: [2.0], 1: [1.6], 2: [1.5], 3: [math.inf], 4: [math.inf]}, 1, ""),
         ({0: [math.inf], 1: [math.inf], 2: [math.inf]}, None, "low"),
         ({0: [math.inf], 1: [1.0], 2: [math.inf]}, 1, ""),
+        # 1 is best, and beside a cliff: 2 has none, but lies beyond it.
+        ({0: [2.0], 1: [1.0], 2: [3.0], 3: [3.5], 4: [4.0]}, 1, ""),
     ],
 )
 def test_choosing_a_rate(values: dict[int, list[float]], step: int | None, end: str) -> None:
