@@ -257,7 +257,9 @@ class Pages:
             return None
         says = "FAdam's gain against the number of parameters"
         drawn = drawing("sizes", says, figures.ladder(found))
-        blocks = (verdicts.size_sentence(found), *drawn, tables.ladder(self.study, found))
+        above = [note for p in self.study.of_task(name) for note in p.afterwards]  # a size has them from its base
+        noted = [f"- {s:g} M: {note}" for s, c in found.sizes for note in c.protocol.afterwards if note not in above]
+        blocks = (verdicts.size_sentence(found), *drawn, tables.ladder(self.study, found), *noted)
         return Section(f"{name}-sizes", "Does the gain grow with size?", blocks)
 
     def _context(self, protocols: Sequence[Protocol]) -> Section | None:

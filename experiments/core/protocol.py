@@ -55,7 +55,8 @@ class Bowl:
         seeds: of tuning, `seeds[:decay_seeds]` for the weight decays.
         start: weight decay during the learning rates, by kind of decay.
         decays: the weight decays tried at the best rate, `start` among them, by kind of decay.
-        cliff: how many times `matters` a neighbour in learning rate may be worse than a rate that is chosen.
+        cliff: how many times `matters` a neighbour in learning rate may be worse than a rate that is chosen, and that
+            rate worse than the best.
     """
 
     arms: tuple[str, ...]
