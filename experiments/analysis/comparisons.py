@@ -163,6 +163,10 @@ class Point:
         with np.errstate(invalid="ignore"):
             return float(self.gains.mean())
 
+    def distance(self) -> float:
+        """How far the gain is from 0; infinite where some run diverged."""
+        return float(np.nan_to_num(abs(self.gain), nan=np.inf))
+
     @property
     def weights(self) -> str:
         """What the weights are stored in."""
@@ -181,15 +185,13 @@ class Point:
 class GridVerdict:
     """Attributes:
     word: "supported", "contradicted" or "undecided"; "" while runs are missing, and where nothing is judged.
-    distinct: by arm, how many different results there are beside the reference.
     within: whether the arm was shown to be within `matters` everywhere; `beyond`: worse by more somewhere.
-    farthest: by arm, at each epsilon the point whose gain is farthest from 0; the farthest of all first.
+    farthest: by arm, at each epsilon the point whose gain is farthest from 0; the largest epsilon first.
     """
 
     word: str
     done: int
     planned: int
-    distinct: Mapping[str, int]
     within: Mapping[str, bool]
     beyond: Mapping[str, bool]
     farthest: Mapping[str, Sequence[Point]]
@@ -206,10 +208,8 @@ def _different(points: Sequence[Point]) -> list[Array]:
 
 
 def _farthest(points: Sequence[Point]) -> list[Point]:
-    by_eps: dict[float, Point] = {}
-    for point in sorted(points, key=lambda q: np.nan_to_num(abs(q.gain), nan=np.inf), reverse=True):
-        by_eps.setdefault(point.eps, point)
-    return list(by_eps.values())
+    by_eps = {point.eps: point for point in sorted(points, key=Point.distance)}
+    return [by_eps[eps] for eps in sorted(by_eps, reverse=True)]
 
 
 def _tests(points: Sequence[Point], matters: float) -> tuple[bool, bool]:
@@ -272,7 +272,6 @@ def grid(planner: Planner, tuned: Mapping[str, Tuned]) -> tuple[list[Point], Gri
     ]  # fmt: skip
     planned = len(stage.runs) + stage.later
     by_arm = {arm: mine for arm in p.epsilon.arms if (mine := [q for q in points if q.arm == arm])}
-    distinct = {arm: len(_different(mine)) for arm, mine in by_arm.items()}
     farthest = {arm: _farthest(mine) for arm, mine in by_arm.items()}
     word = ""
     tests: dict[str, tuple[bool, bool]] = {}
@@ -280,7 +279,7 @@ def grid(planner: Planner, tuned: Mapping[str, Tuned]) -> tuple[list[Point], Gri
         fadam = next(arm for arm in by_arm if arm.startswith("fadam"))
         word, tests = judge_grid(points, p.matters, fadam, next(arm for arm in by_arm if arm != fadam))
     within, beyond = ({arm: t[i] for arm, t in tests.items()} for i in (0, 1))
-    return points, GridVerdict(word, done, planned, distinct, within, beyond, farthest)
+    return points, GridVerdict(word, done, planned, within, beyond, farthest)
 
 
 # --- sizes

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.analysis.bowls import Array, Bowl, jackknife, taken, width
-from experiments.analysis.comparisons import JUDGED, Compared, Context, GridVerdict, Ladder, Study, interval
+from experiments.analysis.comparisons import JUDGED, Compared, Context, GridVerdict, Ladder, Point, Study, interval
 from experiments.analysis.paper import entries, read_yaml
 from experiments.core.catalogue import Metric, arm, signed, task, variant, where
 from experiments.core.errors import AnalysisError
@@ -175,23 +175,21 @@ def grid_finding(claim: Claim, study: Study, name: str) -> Finding:
 def grid_words(verdict: GridVerdict, metric: Metric, matters: float) -> str:
     """How far each arm strays from its own result at epsilon 1e-8 and unscaled gradients."""
     parts = []
-    for name, (point, *others) in verdict.farthest.items():
-        gain, runs, count = point.gain, len(point.gains), verdict.distinct[name]
-        at = f"at epsilon {point.eps:g}, gradients times {point.scale:.2g}, {point.weights}"
-        if others:
-            at += "; at other epsilons " + ", ".join(f"{q.text(metric)} ({q.eps:g})" for q in others)
-        most = metric.amount.format(metric.number(abs(gain)))
-        lost = f"{'gains' if gain > 0 else 'loses'} at most {most}"
+    for name, points in verdict.farthest.items():
+        point = max(points, key=Point.distance)
+        gain, runs = point.gain, len(point.gains)
+        lost = f"{'gains' if gain > 0 else 'loses'} at most {metric.amount.format(metric.number(abs(gain)))}"
         if not math.isfinite(gain):
             here = int((np.isneginf(point.gains) | np.isnan(point.gains)).sum())
             lost = f"diverges in {here} of {runs} runs" if here else "diverges at its own reference"
+        elif point.same:
+            lost = "gives the reference's result everywhere"
         shown = "" if name not in verdict.within else (
             ", shown to be within what matters everywhere" if verdict.within[name]
             else ", shown to be worse by more than matters somewhere" if verdict.beyond[name] else ", neither shown"
         )  # fmt: skip
-        results = f"{count} different result{'s' * (count > 1)} beside the reference"
-        differ = results if count else "every result is the reference's"
-        parts.append(f"{arm(name).phrase} {lost} ({at}; {differ}){shown}")
+        each = ", ".join(f"{q.text(metric)} at {q.eps:g}" for q in points)
+        parts.append(f"{arm(name).phrase} {lost} (by epsilon: {each}){shown}")
     said = "; ".join(parts) or "no point and its reference have run on one seed yet"
     return f"{said}. {amount(metric, matters)[0].upper()}{amount(metric, matters)[1:]} would matter."
 
@@ -244,15 +242,14 @@ def main_comparisons(study: Study) -> list[Compared]:
     ]  # fmt: skip
 
 
-def tuning_sentence(found: Mapping[str, Bowl], p: Protocol) -> str:
-    """Which of FAdam and AdamW with clipping is easier to tune: the wider bowl, where an interval says so."""
-    planned = p.bowl.planned
-    run = min(len(found[name].rates) if name in found else 0 for name in ("fadam", "adamw_clip"))
-    if run < planned:
-        return f"Which is easier to tune? Not known yet: {run} of {planned} learning rates have been run for both."
+def tuning(found: Mapping[str, Bowl], p: Protocol) -> tuple[str, str, str] | None:
+    """Which of FAdam and AdamW with clipping is easier to tune: the wider bowl, where an interval says so.
+
+    With it, the factors between learning rates that the bowls of both span; None while some rate has not been run.
+    """
+    if min(len(found[name].rates) if name in found else 0 for name in ("fadam", "adamw_clip")) < p.bowl.planned:
+        return None
     one, other = found["fadam"], found["adamw_clip"]
-    metric = task(p.task).metric(p.tuning.name)
-    matters = amount(metric, p.matters)
 
     def factor(b: Bowl) -> str:
         return f"{'at least ' if b.open else ''}{b.width:.1f}"
@@ -269,12 +266,22 @@ def tuning_sentence(found: Mapping[str, Bowl], p: Protocol) -> str:
         ends = jackknife(lambda a, b: log_width(a) - log_width(b), *tables)
         if ends is not None and (ends[0] > 0 or ends[1] < 0):
             says = f"FAdam is {'easier' if ends[0] > 0 else 'harder'} to tune"
-    widths = (
-        f"{says}: FAdam stays within {matters} of its best over a factor of {factor(one)} of learning rates, "
-        f"{arm('adamw_clip').phrase} over {factor(other)}."
-    )
-    others = (passed_over(name, found[name], p) for name in ("adamw_clip", "fadam"))
-    return " ".join([widths, *filter(None, others)])
+    return says, factor(one), factor(other)
+
+
+def easier(found: Sequence[Compared], bowls: Mapping[str, Mapping[str, Bowl]]) -> str:
+    """Which is easier to tune at each place, and how wide the bowls are."""
+    places: dict[str, list[str]] = {}
+    spans = []
+    for c in found:
+        judged = tuning(bowls[c.protocol.name], c.protocol)
+        places.setdefault(judged[0] if judged else "It is not known yet", []).append(_place(c))
+        spans += [f"{judged[1]} and {judged[2]} on {_place(c)}"] if judged else []
+    said = [f"{says} on {listed(on)}." for says, on in places.items()]
+    if spans:
+        stay = f"FAdam and {arm('adamw_clip').phrase} stay within what matters of their best over learning rates that"
+        said.append(f"{stay} span a factor of {'; '.join(spans)}.")
+    return " ".join(said)
 
 
 def passed_over(name: str, b: Bowl, p: Protocol) -> str:
@@ -344,9 +351,9 @@ def size_sentence(ladder: Ladder | None) -> str:
     rest = f" Models of {listed(missing)} million are not all run." if missing else ""
     if ladder.slope is None:
         if any(c.verdict.sd is None for _, c in run):
-            return f"Does the gain grow with size? It has no slope: some runs diverged.{rest}"
+            return f"It has no slope: some runs diverged.{rest}"
         sizes = f"{ladder.sizes[0][0]:g} to {ladder.sizes[-1][0]:g}"
-        return f"Does the gain grow with size? Not known yet: models of {sizes} million parameters are not all run."
+        return f"Not known yet: models of {sizes} million parameters are not all run."
     slope, low, high = ladder.slope
     metric = signed(run[0][1].metric, slope)
     grows = "grows" if low > 0 else "shrinks" if high < 0 else "cannot be shown to change"
@@ -357,12 +364,12 @@ def size_sentence(ladder: Ladder | None) -> str:
     )
 
 
-def context_sentence(contexts: Sequence[Context], declared: Sequence[str] = ()) -> str:
-    """Which optimizers do better than both of the study's; `declared` are all that it names."""
+def context_sentence(contexts: Sequence[Context], p: Protocol) -> str:
+    """Which of a protocol's context optimizers do better than both of the study's."""
     better, seen, pairs = [], [], set()
-    done = [c for c in contexts if len(c.values) == c.planned and min(map(len, c.gains.values()), default=0) > 1]
-    every = dict.fromkeys([*declared, *(c.arm for c in contexts)])
-    left = [name for name in every if name not in {c.arm for c in done}]
+    all_run = [c for c in contexts if len(c.values) == c.planned and min(map(len, c.gains.values()), default=0) > 1]
+    done = [c for c in all_run if c.protocol is p]
+    left = [name for name in (p.context.arms if p.context else ()) if name not in {c.arm for c in done}]
     for c in done:
         gains = [interval(g) for g in c.gains.values()]
         diverged = int((~np.isfinite(c.values)).sum())
@@ -372,7 +379,7 @@ def context_sentence(contexts: Sequence[Context], declared: Sequence[str] = ()) 
             least = min(g[0] for g in gains if g is not None)
             better.append(f"{arm(c.arm).phrase} ({c.metric.amount.format(c.metric.number(least))} better or more)")
     if not seen:
-        return "Does another optimizer beat both? Not known yet: no other has run in pairs with them."
+        return "Not known yet: no other has run in pairs with them."
     each = f"{min(pairs)} pairs each" if len(pairs) == 1 else f"{min(pairs)} to {max(pairs)} pairs each"
     if better:
         says = f"Better than every main arm, on the same seeds: {'; '.join(better)}"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from experiments.analysis import figures, verdicts
 from experiments.analysis.comparisons import Study, decider
-from experiments.analysis.pages import Drawing, Fold, Pages, Section, page
+from experiments.analysis.pages import CONTEXT, Drawing, Fold, Pages, Section, page
 from experiments.analysis.tables import comparisons, headline
 from experiments.core import catalogue
 from experiments.core.command import MISTAKE, in_a_sentence
@@ -128,7 +128,9 @@ def report(p: Protocol, runs: Path, width: int) -> str:
     for drawing in drawings([block for s in sections for block in s.blocks]):
         write_whole(folder / "figures" / f"{drawing.name}.png", figures.png(drawing.figure))
     words = [verdicts.sentence(c) for c in study.comparisons]
-    words += [sentence for _, found in pages.answer(p.task) for sentence in found if sentence not in words]
+    mains = verdicts.main_comparisons(study)
+    words += [verdicts.easier(mains, pages.bowls)] if mains else []
+    words += [f"{CONTEXT} {verdicts.context_sentence(study.contexts, p)}"] if p.context else []
     shown = ["\n".join(fill(sentence, width)) for sentence in words]
     table = sections[0].blocks[0]
     return "\n\n".join(["", *shown, table.terminal(width), f"wrote {path}"])  # type: ignore[union-attr]

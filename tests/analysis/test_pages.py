@@ -68,7 +68,7 @@ def test_readme_stays_short_whatever_the_answer(pages: Pages, empty: Pages) -> N
 def test_a_task_page_has_all_its_parts(files: dict[str, str | bytes]) -> None:
     page = text(files, "results/tables/llm.md")
     for title in (
-        "The answer", "Comparisons", "Which is easier to tune", "Epsilon and the scale of the gradients (C4)",
+        "The answer", "Comparisons", "Which is easier to tune?", "Epsilon and the scale of the gradients (C4)",
         "Does the gain grow with size?", "Does another optimizer beat both?", "Every measure",
     ):  # fmt: skip
         assert f"\n## {title}\n" in page

@@ -73,41 +73,38 @@ def test_before_the_first_run_everything_says_so(empty: Pages) -> None:
     assert {f.reading for f in empty.findings if f.claim.id != "C10"} == {""}
     assert "no pair has been run, so nothing is said yet" in found(empty, "C1", "Language modelling").sentence
     assert "Not known yet" in verdicts.size_sentence(empty.study.ladder)
-    assert "Not known yet" in verdicts.context_sentence(empty.study.contexts)
+    assert "Not known yet" in verdicts.context_sentence([], empty.study.planners["llm"].protocol)
 
 
 def test_epsilon(pages: Pages) -> None:
     c4 = found(pages, "C4", "Language modelling")
     assert (c4.word, c4.reading) == ("supported", "holds here")
-    assert "AdamW without clipping loses at most 0.3000 bits per byte (at epsilon 0.0001" in c4.sentence
-    assert ", float32 weights; at other epsilons -0.3000 (1e-08); 1 different result" in c4.sentence
-    assert "every result is the reference's), shown to be within what matters everywhere" in c4.sentence
+    assert "AdamW without clipping loses at most 0.3000 bits per byte (by epsilon: -0.3000 at 0.0001, " in c4.sentence
+    assert "at 1e-08), shown to be worse by more than matters somewhere; FAdam gives the reference's res" in c4.sentence
+    assert "everywhere (by epsilon: same at 0.0001, same at 1e-08), shown to be within what matters" in c4.sentence
     assert c4.sentence.endswith("0.01 bits per byte would matter.")
 
 
 @pytest.mark.parametrize(
     ("gains", "words"),
     [
-        (
-            [0.3, 0.2],
-            "FAdam gains at most 0.2500 bits per byte (at epsilon 0.0001, gradients times 1, bfloat16 weights",
-        ),
-        ([-0.3, 0.1], "FAdam loses at most 0.1000 bits per byte (at"),
-        ([-math.inf, 0.1], "FAdam diverges in 1 of 2 runs (at"),
-        ([math.inf, 0.1], "FAdam diverges at its own reference (at"),
-        ([math.inf, -math.inf], "FAdam diverges in 1 of 2 runs (at"),
-        ([math.nan, -math.inf], "FAdam diverges in 2 of 2 runs (at"),
+        ([0.3, 0.2], "FAdam gains at most 0.2500 bits per byte (by epsilon: +0.2500 at 0.0001)"),
+        ([-0.3, 0.1], "FAdam loses at most 0.1000 bits per byte (by"),
+        ([-math.inf, 0.1], "FAdam diverges in 1 of 2 runs (by"),
+        ([math.inf, 0.1], "FAdam diverges at its own reference (by"),
+        ([math.inf, -math.inf], "FAdam diverges in 1 of 2 runs (by"),
+        ([math.nan, -math.inf], "FAdam diverges in 2 of 2 runs (by"),
     ],
 )
 def test_what_keeps_c4_open_is_named(gains: list[float], words: str) -> None:
     point = Point("fadam", "bf16-true", 1e-4, 1.0, np.array(gains))
-    verdict = GridVerdict("undecided", 1, 1, {"fadam": 1}, {"fadam": False}, {"fadam": False}, {"fadam": [point]})
+    verdict = GridVerdict("undecided", 1, 1, {"fadam": False}, {"fadam": False}, {"fadam": [point]})
     assert verdicts.grid_words(verdict, task("llm").metric("test/bits_per_byte"), 0.01).startswith(words)
 
 
 def test_a_grid_whose_runs_stand_alone_says_so() -> None:
     """The first runs of C4's grid came before their references, and the page said "So far: ."."""
-    verdict = GridVerdict("", 2, 144, {}, {}, {}, {})
+    verdict = GridVerdict("", 2, 144, {}, {}, {})
     said = verdicts.grid_words(verdict, task("llm").metric("test/bits_per_byte"), 0.01)
     assert said == "no point and its reference have run on one seed yet. 0.01 bits per byte would matter."
 
@@ -124,7 +121,7 @@ def test_size_and_context(study: Study) -> None:
     said = verdicts.size_sentence(study.ladder)
     assert said.startswith("Over language models of 0.32 to 7.77 million parameters FAdam's gain grows with size: +0.0")
     assert said.endswith("4 seeds).")
-    said = verdicts.context_sentence(study.contexts)
+    said = verdicts.context_sentence(study.contexts, study.planners["llm"].protocol)
     assert said.startswith("Better than every main arm, on the same seeds: Muon (0.0")
     assert said.endswith("better or more) (4 pairs each, 95% intervals, no verdict).")
 
@@ -163,7 +160,7 @@ def test_a_size_that_diverged_has_no_slope(study: Study) -> None:
     some = next(c for c in study.comparisons if c.protocol.size == 2.67)
     lost = replace(some, gains=np.array([-math.inf, *some.gains[1:]]), verdict=replace(some.verdict, sd=None))
     said = verdicts.size_sentence(ladder([lost if c is some else c for c in study.comparisons]))
-    assert said == "Does the gain grow with size? It has no slope: some runs diverged."
+    assert said == "It has no slope: some runs diverged."
     least = min((c for c in study.comparisons if c.protocol.size), key=lambda c: c.protocol.size or 0)
     alone = [replace(least, verdict=replace(least.verdict, sd=None))]
     alone += [replace(c, verdict=replace(c.verdict, pairs=0)) for c in study.comparisons if c is not least]
@@ -175,54 +172,60 @@ def test_a_size_that_diverged_has_no_slope(study: Study) -> None:
 def test_context_that_is_not_all_run_is_not_judged(study: Study) -> None:
     (muon,) = study.contexts
     soap = replace(muon, arm="soap", values=muon.values[:3])
-    assert verdicts.context_sentence([soap]).startswith("Does another optimizer beat both? Not known yet")
-    assert verdicts.context_sentence([muon, soap]).endswith("no verdict). Not all run: SOAP.")
-    assert verdicts.context_sentence([muon], ["muon", "soap"]).endswith("no verdict). Not all run: SOAP.")
+    p = muon.protocol
+    assert p.context is not None
+    both = replace(p, context=replace(p.context, arms=("muon", "soap")))
+    muon, soap = (replace(c, protocol=both) for c in (muon, soap))
+    assert verdicts.context_sentence([soap], both) == "Not known yet: no other has run in pairs with them."
+    assert verdicts.context_sentence([muon], p) == "Not known yet: no other has run in pairs with them."
+    for found in ([muon, soap], [muon]):
+        assert verdicts.context_sentence(found, both).endswith("no verdict). Not all run: SOAP.")
     spoilt = replace(
         soap,
         values=np.array([*muon.values[1:], math.nan]),
         gains={name: np.array([-math.inf, *gains[1:]]) for name, gains in muon.gains.items()},
     )
-    assert verdicts.context_sentence([spoilt]).startswith("SOAP (diverged in 1 of 5 runs) does not do better than")
+    assert verdicts.context_sentence([spoilt], both).startswith("SOAP (diverged in 1 of 5 runs) does not do better")
     lost = replace(muon, gains={name: -gains for name, gains in muon.gains.items()})
-    assert verdicts.context_sentence([lost]) == (
-        "Muon does not do better than every main arm (4 pairs each, 95% intervals, no verdict)."
+    assert verdicts.context_sentence([lost], both) == (
+        "Muon does not do better than every main arm (4 pairs each, 95% intervals, no verdict). Not all run: SOAP."
     )
 
 
 @pytest.mark.parametrize(
-    ("bend", "word"), [(0.05, "Neither is shown"), (0.005, "FAdam is easier"), (0.6, "FAdam is harder")]
+    ("bend", "words"), [(0.05, "Neither is shown to be easier"), (0.005, "FAdam is easier"), (0.6, "FAdam is harder")]
 )
-def test_the_wider_bowl_is_easier_to_tune(study: Study, bend: float, word: str) -> None:
+def test_the_wider_bowl_is_easier_to_tune(study: Study, bend: float, words: str) -> None:
     p = study.planners["llm"].protocol
     table = study.table.copy()
     mine = (table["arm"] == "fadam") & (table["part"] == "tune") & (table["protocol"] == "llm")
     away = np.log(table.loc[mine, "lr"].astype(float) / 0.0025) ** 2
     table.loc[mine, p.tuning.name] += (bend - 0.05) * away
-    said = verdicts.tuning_sentence(bowls(table, p), p)
-    assert said.startswith(word)
-    assert "within 0.01 bits per byte of its best over a factor of" in said
-    assert f"Not known yet: 0 of {p.bowl.planned} learning rates" in verdicts.tuning_sentence({}, p)
-    assert f"Not known yet: 0 of {p.bowl.planned} learning rates" in verdicts.tuning_sentence(bowls(table[~mine], p), p)
+    mains = [c for c in verdicts.main_comparisons(study) if c.protocol is p]
+    said = verdicts.easier(mains, {"llm": bowls(table, p)})
+    assert said.startswith(f"{words} to tune on language. FAdam and AdamW with clipping stay within what matters of ")
+    assert re.search(r"rates that span a factor of (at least )?[\d.]+ and [\d.]+ on language\.$", said)
     few = table[~(mine & (table["lr"] > 0.0025))]
-    assert "Not known yet" in verdicts.tuning_sentence(bowls(few, p), p)
+    for some in ({}, bowls(table[~mine], p), bowls(few, p)):
+        assert verdicts.easier(mains, {"llm": some}) == "It is not known yet on language."
 
 
 def test_a_best_rate_that_is_passed_over_is_told(study: Study) -> None:
     p = study.planners["llm"].protocol
     table = study.table.copy()
     mine = (table["arm"] == "adamw_clip") & (table["part"] == "tune") & (table["protocol"] == "llm")
-    assert "cliff" not in verdicts.tuning_sentence(bowls(table, p), p)
+    assert verdicts.passed_over("adamw_clip", bowls(table, p)["adamw_clip"], p) == ""
     table.loc[mine & (table["lr"] == 0.004), p.tuning.name] = 1.8
     found = bowls(table, p)
     assert taken(found["adamw_clip"], p) == 1
-    said = verdicts.tuning_sentence(found, p)
+    said = verdicts.passed_over("adamw_clip", found["adamw_clip"], p)
     assert "best rate of AdamW with clipping, 0.0025, stands beside a cliff (0.004 was worse by 0." in said
     assert "; 0.0016 was taken, which was worse by 0.0" in said
     row = next(row for row in tables.bowls(found, p).rows if row[0].text == "AdamW + clip")
     assert [cell.text for cell in row[1:3]] == ["0.0025", "0.0016"]
     table.loc[mine & (table["lr"] == 0.001), p.tuning.name] = 1.5
-    assert "0.001, is the last one tried; 0.0016 was taken" in verdicts.tuning_sentence(bowls(table, p), p)
+    last = bowls(table, p)["adamw_clip"]
+    assert "0.001, is the last one tried; 0.0016 was taken" in verdicts.passed_over("adamw_clip", last, p)
 
 
 def test_the_identity_of_c10_rests_on_the_small_network_and_on_the_tasks(pages: Pages) -> None:
@@ -308,14 +311,14 @@ def test_what_the_parts_do_is_said(pages: Pages, empty: Pages) -> None:
 def test_the_answer_says_whether_epsilon_matters(pages: Pages, empty: Pages) -> None:
     said = dict(pages.answers())["Does epsilon matter?"]
     assert said.startswith("Language modelling, supported: over epsilon from 1e-4 to 1e-16, gradients scaled down to ")
-    assert "AdamW does not. AdamW without clipping loses at most 0.3000 bits per byte (at epsilon 0.0001" in said
+    assert "AdamW does not. AdamW without clipping loses at most 0.3000 bits per byte (by epsilon: -0.3000" in said
     assert "Does epsilon matter?" not in dict(empty.answers())
 
 
 def test_answers_are_the_same_in_readme_and_report(pages: Pages, empty: Pages) -> None:
     for each in (pages, empty):
         readme, report = each.readme(f"{BEGIN}\n{END}"), each.report()
-        assert len(each.answers()) == (7 if each is pages else 6)
+        assert len(each.answers()) == (10 if each is pages else 9)
         for asked, said in each.answers():
             assert f"- **{asked}** {said}\n" in readme
             assert f"<strong>{html.escape(asked)}</strong> {html.escape(said)}</li>" in report
