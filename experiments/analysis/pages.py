@@ -165,11 +165,6 @@ class Pages:
         rest = f"{due} are due" + (f", at most {later} more may follow from what they give" if later else "")
         return f"{done} planned runs have been {self.runs_are}; {rest}."
 
-    def bowl_figure(self) -> Figure | None:
-        """The bowls of the main comparison of each task."""
-        mains = [p for name in TASKS for p in self.study.of_task(name)[:1]]
-        return figures.bowls([(p, self.bowls[p.name]) for p in mains])
-
     def first(self) -> list[Block]:
         """The answer, its two pictures and the short table."""
         lines = (f"- **{asked}** {said}" for asked, said in self.answers())
@@ -189,10 +184,11 @@ class Pages:
 
     def pictures(self) -> list[Block]:
         mains = verdicts.main_comparisons(self.study)
+        tried = [(p, self.bowls[p.name]) for name in TASKS for p in self.study.of_task(name)[:1]]
         says = "Gain of FAdam over AdamW with clipping on each task with its interval, in units of what would matter"
         return [
             *drawing("answer", says, figures.forest(mains)),
-            *drawing("bowls", "What each learning rate gave, by task and optimizer", self.bowl_figure()),
+            *drawing("bowls", "What each learning rate gave, by task and optimizer", figures.bowls(tried)),
         ]
 
     def task_sections(self, name: str) -> list[Section]:
@@ -252,8 +248,9 @@ class Pages:
         drawn = drawing("sizes", says, figures.ladder(found))
         above = [note for p in self.study.of_task(name) for note in p.afterwards]  # a size has them from its base
         noted = [f"- {s:g} M: {note}" for s, c in found.sizes for note in c.protocol.afterwards if note not in above]
-        blocks = (verdicts.size_sentence(found), *drawn, tables.ladder(self.study, found), *noted)
-        return Section(f"{name}-sizes", SIZE, blocks)
+        tried = (folded(f"Every rate tried: {s:g} M", tables.rates(self.study, c.protocol)) for s, c in found.sizes)
+        shown = (*drawn, tables.ladder(self.study, found), *noted, *itertools.chain(*tried))
+        return Section(f"{name}-sizes", SIZE, (verdicts.size_sentence(found), *shown))
 
     def _context(self, protocols: Sequence[Protocol]) -> Section | None:
         blocks: list[Block] = []

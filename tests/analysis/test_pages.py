@@ -72,6 +72,7 @@ def test_a_task_page_has_all_its_parts(files: dict[str, str | bytes]) -> None:
         "Does the gain grow with size?", "Does another optimizer beat both?", "Every measure",
     ):  # fmt: skip
         assert f"\n## {title}\n" in page
+    assert all(f"\n### Every rate tried: {size} M\n" in page for size in (0.32, 1.12, 2.67, 7.77))
     assert "planned runs have been published" in page
     assert "VQ-VAE, Gaussian likelihood" in text(files, "results/tables/vqvae.md")
     assert "another paper's model" in text(files, "results/tables/asr.md")
