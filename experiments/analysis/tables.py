@@ -237,7 +237,7 @@ def ladder(study: Study, found: Ladder) -> Table:
         rates = " and ".join(f"{rate(tuned[name].step):g}" for name in names) if {*names} <= set(tuned) else "–"
         rows.append([f"{size:g} M", rates, *values, gain_text(c), f"{n} of {c.comparison.looks[-1]}"])
     header = ("parameters", "learning rates", *(arm(name).label for name in names), "gain [interval]", "pairs")
-    note = "Test bits per byte ↓. No word rests on one size. Intervals are over seeds, at rates chosen on two others."
+    note = "Test bits per byte ↓. No word rests on one size. Intervals are over seeds, at rates chosen on other seeds."
     return _table("Language models of four sizes", header, rows, note)
 
 
