@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
 
 from experiments.core.errors import ConfigError
+from experiments.core.precision import rounded_products
 from fadam import FAdam
 
 Decay = Literal["all", "no_norms", "no_embeddings"]
@@ -66,6 +67,7 @@ def muon(
     """Muon of `pytorch_optimizer` for the hidden matrices, and AdamW, inside it, for all other parameters.
 
     Muon's updates are scaled to the size of AdamW's ("use_adjusted_lr"), so that both share `lr` and `weight_decay`.
+    It multiplies bfloat16 matrices, see `experiments.core.precision.RoundedProducts`.
 
     Args:
         groups: parameter groups; one that names a weight decay keeps it.
@@ -83,7 +85,15 @@ def muon(
             split.append({"params": hidden, "use_muon": True, **common, **adjusted})
         if others:
             split.append({"params": others, "use_muon": False, "betas": tuple(betas), "eps": eps, **common})
-    made: Optimizer = Muon(split)
+
+    class RoundedMuon(Muon):
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
+            loss = None if closure is None else closure()
+            with rounded_products():
+                super().step()
+            return loss
+
+    made: Optimizer = RoundedMuon(split)
     return made
 
 

@@ -35,8 +35,10 @@ class RoundedProducts(TorchFunctionMode):
         given = (tuple(args), dict(kwargs or {}))
         if func not in _PRODUCTS or not any(map(_is_narrow, tree_leaves(given))):
             return func(*given[0], **given[1])
+        out = given[1].pop("out", None)
         args, kwargs = tree_map(lambda x: x.float() if _is_narrow(x) else x, given)
-        return func(*args, **kwargs).bfloat16()
+        product = func(*args, **kwargs).bfloat16()
+        return product if out is None else out.copy_(product)
 
 
 def _is_narrow(value: Any) -> bool:
@@ -58,6 +60,11 @@ class RoundedBfloat16(HalfPrecision):
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices itself."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def rounded_products() -> contextlib.AbstractContextManager[Any]:
+    """`RoundedProducts` where this CPU does not multiply bfloat16 matrices itself."""
+    return contextlib.nullcontext() if has_bfloat16() else RoundedProducts()
 
 
 def precision_of(trainer: DictConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from experiments import evaluate as ev
 from experiments.core import precision, run
+from experiments.core.optim import muon
 from experiments.core.precision import RoundedBfloat16, RoundedProducts, precision_of, set_float32_products
 
 
@@ -40,6 +41,29 @@ def test_products_are_those_of_float32_rounded() -> None:
     assert torch.equal(w.grad, (up.float().t() @ x.float()).bfloat16())
     # torch's own differ by the order of the sums alone.
     assert torch.allclose(y, F.linear(x, w, b), rtol=2**-7, atol=1e-5)
+
+
+def test_a_product_goes_where_it_is_asked_to() -> None:
+    """`out` was left as it was."""
+    torch.manual_seed(0)
+    x, out = torch.randn(4, 6, dtype=torch.bfloat16), torch.zeros(4, 4, dtype=torch.bfloat16)
+    with RoundedProducts():
+        assert torch.mm(x, x.mT, out=out) is out
+    assert torch.equal(out, (x.float() @ x.float().mT).bfloat16())
+
+
+def test_muon_takes_the_same_step_with_either_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped = []
+    for native in (True, False):
+        monkeypatch.setattr(precision, "has_bfloat16", lambda native=native: native)
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(24, 16))
+        optimizer = muon([{"params": [p]}], (), lr=0.1)
+        start = p.detach().clone()
+        assert optimizer.step(lambda p=p: (p**2).sum().backward()) is None
+        stepped.append(p.detach() - start)
+    assert stepped[0].abs().max() > 0.01
+    assert torch.allclose(*stepped, rtol=2**-5, atol=2**-9)
 
 
 def test_attention_and_convolution_too() -> None:
