@@ -358,9 +358,11 @@ def size_sentence(ladder: Ladder | None) -> str:
     metric = signed(run[0][1].metric, slope)
     grows = "grows" if low > 0 else "shrinks" if high < 0 else "cannot be shown to change"
     by = metric.amount.format(metric.number(slope, signed=True))
+    ends = " to ".join(c.metric.number(float(c.gains.mean()), signed=True) for _, c in (run[0], run[-1]))
     return (
-        f"Over language models of {run[0][0]:g} to {run[-1][0]:g} million parameters FAdam's gain {grows} with size: "
-        f"{by} for ten times the parameters (95% interval {times(metric, low, high)}, {ladder.pairs} seeds).{rest}"
+        f"Over language models of {run[0][0]:g} to {run[-1][0]:g} million parameters FAdam's gain {grows} with size, "
+        f"from {ends}: {by} for ten times the parameters (95% interval {times(metric, low, high)}, "
+        f"{ladder.pairs} seeds).{rest}"
     )
 
 

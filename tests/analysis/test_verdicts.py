@@ -119,7 +119,10 @@ def test_an_undecided_comparison_says_whether_it_goes_on(study: Study) -> None:
 
 def test_size_and_context(study: Study) -> None:
     said = verdicts.size_sentence(study.ladder)
-    assert said.startswith("Over language models of 0.32 to 7.77 million parameters FAdam's gain grows with size: +0.0")
+    assert said.startswith(
+        "Over language models of 0.32 to 7.77 million parameters FAdam's gain grows with size, from "
+    )
+    assert re.search(r"from \+0\.\d{4} to \+0\.\d{4}: \+0\.0\d+ bits per byte for ten times the parameters", said)
     assert said.endswith("4 seeds).")
     said = verdicts.context_sentence(study.contexts, study.planners["llm"].protocol)
     assert said.startswith("Better than every main arm, on the same seeds: Muon (0.0")
@@ -132,11 +135,11 @@ def test_size_and_context(study: Study) -> None:
         (1.12, "Not known yet: models of 0.32 to 7.77 million parameters are not all run."),
         (
             2.67,
-            "Over language models of 0.32 to 1.12 million parameters FAdam's gain grows with size: +0.0184 bits per ",
+            "Over language models of 0.32 to 1.12 million parameters FAdam's gain grows with size, from ",
         ),
         (
             7.77,
-            "Over language models of 0.32 to 2.67 million parameters FAdam's gain grows with size: +0.0215 bits per ",
+            "Over language models of 0.32 to 2.67 million parameters FAdam's gain grows with size, from ",
         ),
     ],
 )
