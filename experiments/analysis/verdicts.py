@@ -285,9 +285,9 @@ def easier(found: Sequence[Compared], bowls: Mapping[str, Mapping[str, Bowl]]) -
 
 
 def passed_over(name: str, b: Bowl, p: Protocol) -> str:
-    """Why an arm is not run at the rate of its best mean; "" where it is."""
+    """Why an arm is not run at the rate of its best mean; "" where it is, or while some rate has not been run."""
     best, chosen = b.lowest, taken(b, p)
-    if best == chosen:
+    if best == chosen or len(b.rates) < p.bowl.planned:
         return ""
     metric = task(p.task).metric(p.tuning.name)
     excess = abs(b.values.mean(axis=1) - b.best)
@@ -358,7 +358,7 @@ def size_sentence(ladder: Ladder | None) -> str:
     metric = signed(run[0][1].metric, slope)
     grows = "grows" if low > 0 else "shrinks" if high < 0 else "cannot be shown to change"
     by = metric.amount.format(metric.number(slope, signed=True))
-    ends = " to ".join(c.metric.number(float(c.gains.mean()), signed=True) for _, c in (run[0], run[-1]))
+    ends = " to ".join(metric.number(m, signed=True) for _, c in (run[0], run[-1]) if (m := c.verdict.mean) is not None)
     return (
         f"Over language models of {run[0][0]:g} to {run[-1][0]:g} million parameters FAdam's gain {grows} with size, "
         f"from {ends}: {by} for ten times the parameters (95% interval {times(metric, low, high)}, "
@@ -369,8 +369,8 @@ def size_sentence(ladder: Ladder | None) -> str:
 def context_sentence(contexts: Sequence[Context], p: Protocol) -> str:
     """Which of a protocol's context optimizers do better than both of the study's."""
     better, seen, pairs = [], [], set()
-    all_run = [c for c in contexts if len(c.values) == c.planned and min(map(len, c.gains.values()), default=0) > 1]
-    done = [c for c in all_run if c.protocol is p]
+    mine = [c for c in contexts if c.protocol is p]
+    done = [c for c in mine if len(c.values) == c.planned and min(map(len, c.gains.values()), default=0) > 1]
     left = [name for name in (p.context.arms if p.context else ()) if name not in {c.arm for c in done}]
     for c in done:
         gains = [interval(g) for g in c.gains.values()]
