@@ -140,23 +140,22 @@ bench-llm: $(READY) ## tokens per second of our training run against a bare PyTo
 
 # ---- the house ----------------------------------------------------------------------------------------------------
 .PHONY: test test-fast torture lint format wheel check-package clean
-test: $(READY) ## lint, types and tests (about 10 minutes on 2 cores)
+# Two processes, one a core; the tests of a file stay together, since they share what is dear to make.
+PYTEST := $(PY) -m pytest -q -n 2 --dist loadfile
+test: $(READY) ## lint, types and tests (about 16 minutes on 2 cores)
 	@$(MAKE) --no-print-directory lint
-	@$(PY) -m pytest -q
+	@$(PYTEST)
 
-# Two processes, one a core: the optimizer and the runs, the way from the records to the reader.
-FAST_1 := tests/fadam/test_reference.py tests/fadam/test_options.py tests/fadam/test_defaults.py tests/fadam/test_paths.py::test_float64 \
-	tests/test_configs.py tests/core/test_callbacks.py tests/core/test_data.py tests/core/test_schedule.py
-FAST_2 := tests/study tests/core/test_plan.py tests/core/test_records.py tests/core/test_catalogue.py tests/core/test_menu.py \
+FAST := tests/fadam/test_reference.py tests/fadam/test_options.py tests/fadam/test_defaults.py tests/fadam/test_paths.py::test_float64 \
+	tests/test_configs.py tests/core/test_callbacks.py tests/core/test_data.py tests/core/test_schedule.py \
+	tests/study tests/core/test_plan.py tests/core/test_records.py tests/core/test_catalogue.py tests/core/test_menu.py \
 	tests/test_additions.py tests/test_readme.py tests/scripts/test_structure.py \
 	$(filter-out %/test_families.py %/test_looks.py,$(wildcard tests/analysis/test_*.py)) # without the simulated studies
 test-fast: $(READY) ## format, structure and the most telling tests (less than 90 seconds on 2 cores)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(PY) -m scripts.structure
-	@said=$$(mktemp); failed=0; $(PY) -m pytest -q -p no:cacheprovider $(FAST_1) > "$$said" 2>&1 & first=$$!; \
-		$(PY) -m pytest -q -p no:cacheprovider $(FAST_2) || failed=1; \
-		wait $$first || failed=1; cat "$$said"; rm "$$said"; exit $$failed
+	@$(PYTEST) -p no:cacheprovider $(FAST)
 
 torture: $(READY) ## end runs and sweeps at random moments, and feed rotten data (about an hour): docs/reliability.md
 	@$(PY) -m pytest -q -s -m "long or not long" tests/torture $(wildcard tests/*/test_rotten*.py)
