@@ -48,11 +48,10 @@ def test_an_arm_joins_every_study_by_one_line(tmp_path: Path) -> None:
         assert p.context.arms == (*(old.context.arms if old.context else ()), "lion")
         assert replace(p, context=None) == replace(old, context=None)
         stages = Planner(p, Records([tmp_path]), lambda *_: False).stages()
-        tuning = next(stage for stage in stages if stage.name == "context").runs
-        mine = [run for run in tuning if run.arm == "lion"]
-        assert len(mine) == 5 * 2
-        assert len({run.record for run in tuning}) == len(tuning)
-        assert any(stage.name == "context: lion" and stage.later == 5 for stage in stages)
+        tuning = next(stage for stage in stages if stage.name == "context: lion").runs
+        assert {run.arm for run in tuning} == {"lion"}
+        assert len({run.record for run in tuning}) == len(tuning) == 5 * 2
+        assert any(stage.name == "context: lion, pairs" and stage.later == 5 for stage in stages)
 
 
 def test_an_arm_without_an_entry_has_its_own_name_and_colour() -> None:

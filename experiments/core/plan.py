@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -288,26 +288,26 @@ class Planner:
         stages += [self.compared(comparison, tuned, base + 1002) for comparison in rest]
         if p.epsilon is not None:
             stages.append(self.epsilon(tuned, base + 2000))
-        if p.context is not None:
-            found, others = self.bowl("context", p.context, base + 3000)
-            stages += found
-            for arm in p.context.arms:
-                pairs = self.context_pairs
-                if arm in others:
-                    stages.append(
-                        Stage(
-                            p.name,
-                            f"context: {arm}",
-                            base + 3002,
-                            tuple(self.evaluation(arm, others[arm], pairs, "context")),
-                        )
-                    )
-                else:
-                    coming = self.pairs([arm], 0, pairs)
-                    stages.append(Stage(p.name, f"context: {arm}", base + 3002, (), coming, f"{arm} to be tuned"))
+        stages += self.contexts(base + 3000)[0]
         return stages
 
     context_pairs = 5
+
+    def contexts(self, rank: int) -> tuple[list[Stage], dict[str, Tuned]]:
+        """The context optimizers, one after another: each on a grid that grows for itself alone, then its pairs."""
+        stages: list[Stage] = []
+        tuned: dict[str, Tuned] = {}
+        if (context := self.protocol.context) is None:
+            return stages, tuned
+        for place, arm in enumerate(context.arms):
+            name, first = f"context: {arm}", rank + 3 * place
+            parts, found = self.bowl(name, replace(context, arms=(arm,)), first)
+            stages += parts
+            tuned |= found
+            runs = self.evaluation(arm, found[arm], self.context_pairs, name) if found else ()
+            coming, waits = ((), "") if found else (self.pairs([arm], 0, self.context_pairs), f"{arm} to be tuned")
+            stages.append(Stage(self.protocol.name, f"{name}, pairs", first + 2, tuple(runs), coming, waits))
+        return stages, tuned
 
     def tuned(self) -> dict[str, Tuned]:
         """What is chosen so far, arm by arm."""
@@ -315,9 +315,7 @@ class Planner:
         _, found = self.bowl("rates", p.bowl, 0)
         if p.switches is not None:
             found = {**self.switched(p.switches, found, 0)[1], **found}
-        if p.context is not None:
-            found = {**self.bowl("context", p.context, 0)[1], **found}
-        return found
+        return {**self.contexts(0)[1], **found}
 
 
 def choose_rate(values: Mapping[int, Sequence[float]], mode: str, cliff: float) -> tuple[int | None, str]:

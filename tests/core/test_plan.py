@@ -56,6 +56,21 @@ def test_a_grid_grows_for_all_arms_where_one_lies_at_its_end(tmp_path: Path) -> 
         assert tried == {rate(step) for step in range(p.bowl.first - 2, p.bowl.last + 1)}
 
 
+def test_context_optimizers_do_not_wait_for_one_another(tmp_path: Path) -> None:
+    context = protocol("llm").context
+    assert context is not None
+    both = replace(main_part("llm"), context=replace(context, arms=("muon", "soap")))
+    alone = replace(both, context=replace(context, arms=("muon",)))
+    beyond, within = bowl_value(rate(context.last + 1)), bowl_value(rate(-13))
+    made = complete(tmp_path, [alone], beyond)
+    then = complete(tmp_path, [both], within)
+    assert {run.arm for run in then} == {"soap"}
+    for arm, runs, last in (("muon", made, context.last + 2), ("soap", then, context.last)):
+        tried = {dict(run.settings)["optimizer.lr"] for run in runs if run.arm == arm and run.purpose == "tune"}
+        assert tried == {rate(step) for step in range(context.first, last + 1)}
+        assert [run.seed for run in runs if run.arm == arm and run.trial == "main"] == list(both.evaluation[:5])
+
+
 def test_an_arm_that_always_diverges_stops_nothing(tmp_path: Path) -> None:
     p = replace(protocol("asr"), epsilon=None)
     good = bowl_value(rate(-12))
