@@ -129,7 +129,7 @@ push: $(READY) ## push the run records, and offline runs, to Weights & Biases
 	@$(PY) -m scripts.push_wandb --runs "$(RUNS)" $(ARGS)
 
 .PHONY: bench bench-llm gpu-check
-bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (10 minutes, idle machine)
+bench: $(READY) ## time, bandwidth and memory of an optimizer step, FAdam against the others (20 minutes, idle machine)
 	@$(PY) -m scripts.bench_step
 
 gpu-check: ## on a machine with a GPU, in 10 minutes and without a network: all that only a GPU can show (GPU_PY=python3)
