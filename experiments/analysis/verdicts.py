@@ -379,12 +379,12 @@ def context_sentence(contexts: Sequence[Context], p: Protocol) -> str:
         pairs |= {len(g) for g in c.gains.values()}
         if all(g is not None and g[1] > 0 for g in gains):
             least = min(g[0] for g in gains if g is not None)
-            better.append(f"{arm(c.arm).phrase} ({c.metric.amount.format(c.metric.number(least))} better or more)")
+            better.append(f"{arm(c.arm).phrase} by {c.metric.amount.format(c.metric.number(least))}")
     if not seen:
         return "Not known yet: no other has run in pairs with them."
     each = f"{min(pairs)} pairs each" if len(pairs) == 1 else f"{min(pairs)} to {max(pairs)} pairs each"
     if better:
-        says = f"Better than every main arm, on the same seeds: {'; '.join(better)}"
+        says = f"Yes, every main arm: {listed(better)} or more, where {amount(c.metric, p.matters)} would matter"
     elif len(seen) == 1:
         says = f"{seen[0]} does not do better than every main arm"
     else:

@@ -125,8 +125,9 @@ def test_size_and_context(study: Study) -> None:
     assert re.search(r"from \+0\.\d{4} to \+0\.\d{4}: \+0\.0\d+ bits per byte for ten times the parameters", said)
     assert said.endswith("4 seeds).")
     said = verdicts.context_sentence(study.contexts, study.planners["llm"].protocol)
-    assert said.startswith("Better than every main arm, on the same seeds: Muon (0.0")
-    assert said.endswith("better or more) (4 pairs each, 95% intervals, no verdict).")
+    assert said.startswith("Yes, every main arm: Muon by 0.0")
+    matters = "bits per byte or more, where 0.01 bits per byte would matter"
+    assert said.endswith(f" {matters} (4 pairs each, 95% intervals, no verdict).")
 
 
 @pytest.mark.parametrize(
