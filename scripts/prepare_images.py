@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.core.errors import DataError, UserError
+from experiments.core.files import moved
 from experiments.vqvae import sources
 from experiments.vqvae.store import NAMED, SPLITS, Cut, Division, Store, build
 
@@ -30,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--out", type=Path, default=Path("data/images"), help="folder of the stores (default: data/images)")
+    out = moved("FADAM_DATA", "data") / "images"
+    p.add_argument("--out", type=Path, default=out, help=f"folder of the stores (default: {out})")
     p.add_argument("--source", choices=SOURCES, default="photographs", help="default: photographs")
     p.add_argument("--folder", type=Path, help="with --source folder: where the images are")
     p.add_argument("--path", help="with cifar10 and imagenet: a local copy, or another name on the hub")

@@ -324,3 +324,25 @@ def test_a_try_of_two_steps_is_compared_with_nothing() -> None:
     tried = make("make reproduce-llm ARGS=debug=fast")
     assert any("debug=fast" in line for line in tried)
     assert not any("experiments.analysis" in line for line in tried)
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "folder"),
+    [
+        ("experiments.study.__main__", ["status"], "elsewhere"),
+        ("experiments.study.__main__", ["own"], "elsewhere/own"),
+        ("experiments.analysis.__main__", ["compare"], "elsewhere"),
+        ("scripts.push_wandb", [], "elsewhere"),
+        ("scripts.prepare_images", [], "other/images"),
+        ("scripts.prepare_speech", [], "other/speech"),
+    ],
+)
+def test_the_variables_move_data_and_runs_for_every_command(
+    module: str, words: list[str], folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FADAM_RUNS", "elsewhere")
+    monkeypatch.setenv("FADAM_DATA", "other")
+    monkeypatch.setattr(sys, "argv", [module, *words, "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main()
+    assert re.search(rf"{folder}[\s)]", capsys.readouterr().out)

@@ -251,7 +251,7 @@ def context(study: Study, p: Protocol) -> Table:
         rows.append([arm(c.arm).label, mean_sd(c.metric, c.values), *cells])
     header = ("optimizer", task(p.task).metric(p.metric.name).title, *(f"gain over {arm(n).label}" for n in mains))
     return _table(
-        "Other optimizers, tuned alike with fewer seeds", header, rows,
+        "Other optimizers, tuned on fewer rates and seeds, at one weight decay", header, rows,
         "95% t intervals of paired gains. They are part of no verdict.",
     )  # fmt: skip
 

@@ -11,6 +11,11 @@ from experiments.core.errors import AnalysisError
 END = "<!-- end -->"  # of a part that is made
 
 
+def moved(variable: str, usual: str) -> Path:
+    """The folder that the environment variable `variable` names, as configs/paths does; else `usual`."""
+    return Path(os.environ.get(variable) or usual)
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8) beside `path`, then put it in its place; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)

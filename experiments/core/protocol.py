@@ -47,14 +47,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Bowl:
-    """Learning rates for each of `arms`, then weight decays at the best one.
+    """Learning rates for each of `arms`, then weight decays at the chosen one.
 
     Attributes:
         first, last: the rates' steps, see `rate`; the grid grows by two at an end that holds some arm's best.
         growth: how often an end may grow.
         seeds: of tuning, `seeds[:decay_seeds]` for the weight decays.
         start: weight decay during the learning rates, by kind of decay.
-        decays: the weight decays tried at the best rate, `start` among them, by kind of decay.
+        decays: the weight decays tried at the chosen rate, `start` among them, by kind of decay.
         cliff: how many times `matters` a neighbour in learning rate may be worse than a rate that is chosen, and that
             rate worse than the best.
     """
@@ -80,7 +80,7 @@ class Switches:
     """FAdam with parts turned back: learning rates around FAdam's own, FAdam's or AdamW + clip's weight decay.
 
     Attributes:
-        reach: rates on either side of the best of `centre`; the grid grows as a bowl's does.
+        reach: rates on either side of the chosen one of `centre`; the grid grows as a bowl's does.
         decay_from: the arm whose tuned weight decay is taken, by kind of decay.
     """
 
@@ -137,7 +137,7 @@ class Protocol:
         metric, matters: what is judged, and the smallest difference in it that would matter to a person.
         tuning: what tuning looks at, in the same unit.
         evaluation: seeds of the evaluation, never used before; initial weights and data order are the seed's.
-        priority: lower ones run first.
+        priority: of the same kind of part, lower ones run first; context and the grid of epsilon run late.
         bowl, switches, epsilon, context, comparisons: the parts; context arms are tuned like a bowl's, with fewer
             seeds, and are part of no verdict.
         power: what the pilot found and the number of pairs that follow from it, for the reader.
@@ -332,6 +332,6 @@ def protocol(name: str, folder: Path = FOLDER) -> Protocol:
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """The declared studies, in the order in which they run."""
+    """The declared studies, in the order of their priority."""
     found = [path.stem for path in folder.glob("*.yaml")]
     return sorted(found, key=lambda name: (_content(name, folder).get("priority", 0), name))

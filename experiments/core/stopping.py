@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED = "interrupted: the same command goes on with what is missing"
 TERMINATED = 128 + signal.SIGTERM
@@ -24,6 +25,12 @@ POLL_S = 1.0
 
 _trainer_at_work = False
 _parent: int | None = None  # of a sweep's worker
+
+
+def leave(*_: object) -> NoReturn:
+    """For SIGTERM, in a process that has nothing to save."""
+    print(INTERRUPTED, file=sys.stderr, flush=True)
+    raise SystemExit(TERMINATED)
 
 
 def in_worker() -> bool:

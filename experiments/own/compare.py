@@ -27,10 +27,11 @@ from experiments.core import catalogue
 from experiments.core.command import MISTAKE, in_a_sentence
 from experiments.core.declared import BASELINE, CHALLENGER, Declared, read
 from experiments.core.errors import ConfigError, UserError
-from experiments.core.files import write_whole
+from experiments.core.files import moved, write_whole
 from experiments.core.plan import Planner, plan_all, wanted
 from experiments.core.protocol import Protocol
 from experiments.core.records import Records, one_line_warnings
+from experiments.core.stopping import INTERRUPTED
 from experiments.core.table import fill
 from experiments.own.task import OwnTask
 from experiments.study.pool import execute
@@ -142,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="YAML file of the task")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
-    parser.add_argument("--runs", type=Path, default=Path("runs/own"), help="folder of the records (default: runs/own)")
+    runs = moved("FADAM_RUNS", "runs") / "own"
+    parser.add_argument("--runs", type=Path, default=runs, help=f"folder of the records (default: {runs})")
     parser.add_argument("--smoke", action="store_true", help="few rates, seeds and steps: no result")
     parser.add_argument("--set", nargs="+", default=[], dest="words", metavar="key=value", help="for every run")
     options = parser.parse_args(argv)
@@ -152,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return compare(options)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     except Exception as error:
         mistake = _mistake(error, options.config.parent.resolve())

@@ -3,7 +3,7 @@
     python -m experiments.study run                  # all studies, two runs at a time
     python -m experiments.study run llm asr --jobs 1 --minutes 50
     python -m experiments.study status               # what is published, done here, due, and the hours left
-    python -m experiments.study status llm           # the same of each stage of a study
+    python -m experiments.study status llm           # what of each of its stages is done, due and to come
     python -m experiments.study plan llm             # every run that is due, as commands
     python -m experiments.study tuned                # write what was chosen into configs/tuned
     python -m experiments.study choose llm_gpu       # choose from the runs of `make tune-llm SCALE=gpu`
@@ -27,9 +27,11 @@ from pathlib import Path
 
 from experiments.analysis.comparisons import decider
 from experiments.core.errors import UserError
+from experiments.core.files import moved
 from experiments.core.plan import Planner, plan_all, wanted
 from experiments.core.protocol import names, protocol
 from experiments.core.records import Records, one_line_warnings
+from experiments.core.stopping import INTERRUPTED
 from experiments.study.choose import choose_experiment, write_tuned
 from experiments.study.publish import publish
 from experiments.study.runs import run_all
@@ -55,12 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("studies", nargs="*", help=f"default: all, {', '.join(names())}; choose: experiments")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="root of this machine's records (default: runs)"
-    )
-    parser.add_argument(
-        "--published", type=Path, default=Path("results/runs"), help="records made before (default: results/runs)"
-    )  # fmt: skip
+    runs = moved("FADAM_RUNS", "runs")
+    parser.add_argument("--runs", type=Path, default=runs, help=f"root of this machine's records (default: {runs})")
+    parser.add_argument("--published", type=Path, default=Path("results/runs"), help="default: results/runs")
     parser.add_argument(
         "--set", nargs="+", default=[], dest="words", metavar="key=value", help="Hydra overrides for every run"
     )
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             width = shutil.get_terminal_size().columns
             print(said(plan_all(found), results, options.jobs, width, options.published, details=named))
         elif options.command == "publish":
-            published = publish(plan_all(found), [f.protocol for f in found], options.runs, options.published)
+            published = publish(plan_all(found), [protocol(name) for name in names()], options.runs, options.published)
             for line in published.refused:
                 print(f"refused: {line}", file=sys.stderr)
             counted = f"{published.copied} records published, {published.kept} were there"
@@ -104,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0
 

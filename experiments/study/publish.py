@@ -24,9 +24,9 @@ class Published:
 def publish(stages: Sequence[Stage], protocols: Sequence[Protocol], runs: Path, published: Path) -> Published:
     """Copy records from `runs` to `published`, with the pictures of the first evaluation seed of a task and scale.
 
-    Planned runs without a record are passed over. At a declared task and scale, only planned runs are considered. A
-    record is refused if it was made with other settings than planned, if no commit holds the code that made it, or if
-    it would replace a published record that differs.
+    Planned runs without a record are passed over. Where one of `protocols` declares runs, only those of `stages` are
+    considered. A record is refused if it was made with other settings than planned, if no commit holds the code that
+    made it, or if it would replace a published record that differs.
     """
     mine, theirs = Records([runs]), Records([published])
     refused: list[str] = []

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from experiments.core.plan import Planner, plan_all
 from experiments.core.records import Records
+from experiments.study.__main__ import main
 from experiments.study.publish import publish
 from tests.made_up import content, main_part, put, write
 
@@ -55,6 +58,16 @@ def test_plain_comparisons_of_other_scales_are_copied_with_the_first_seeds_pictu
     done = publish([], [main_part("asr")], runs, to)
     assert (done.copied, done.refused) == (2, ())
     assert sorted(path.name for path in to.rglob("*.*")) == ["main-s1.json", "main-s1.png", "main-s2.json"]
+
+
+def test_naming_one_study_leaves_the_others_runs_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are declared, so that they are checked against their plan or not published at all."""
+    runs, to = tmp_path / "runs", tmp_path / "published"
+    put(runs, content("asr", "lion", 201, {"test-clean/wer": 0.1}, scale="cpu", commit="abc"))
+    put(runs, content("asr", "lion", 1, {"test-clean/wer": 0.1}, scale="gpu", commit="abc"))
+    assert main(["publish", "llm", "--runs", str(runs), "--published", str(to)]) == 0
+    assert capsys.readouterr().out == "1 records published, 0 were there, 0 refused\n"
+    assert [path.parent.parent.name for path in to.rglob("*.json")] == ["gpu"]
 
 
 def test_pictures_are_of_the_first_seed_of_their_place_and_come_later_too(tmp_path: Path) -> None:
