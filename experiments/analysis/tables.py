@@ -252,7 +252,7 @@ def context(study: Study, p: Protocol) -> Table:
     header = ("optimizer", task(p.task).metric(p.metric.name).title, *(f"gain over {arm(n).label}" for n in mains))
     return _table(
         "Other optimizers, tuned on fewer rates and seeds, at one weight decay", header, rows,
-        "95% t intervals of paired gains. They are part of no verdict.",
+        "95% t intervals of paired gains, after as many steps (whose times differ). They are part of no verdict.",
     )  # fmt: skip
 
 

@@ -389,7 +389,7 @@ def context_sentence(contexts: Sequence[Context], p: Protocol) -> str:
         says = f"{seen[0]} does not do better than every main arm"
     else:
         says = f"None of {listed(seen)} does better than every main arm"
-    says += f" ({each}, 95% intervals, no verdict)."
+    says += f" (after as many steps, {each}, 95% intervals, no verdict)."
     return says + (f" Not all run: {listed([arm(name).phrase for name in left])}." if left else "")
 
 

@@ -127,7 +127,7 @@ def test_size_and_context(study: Study) -> None:
     said = verdicts.context_sentence(study.contexts, study.planners["llm"].protocol)
     assert said.startswith("Yes, every main arm: Muon by 0.0")
     matters = "bits per byte or more, where 0.01 bits per byte would matter"
-    assert said.endswith(f" {matters} (4 pairs each, 95% intervals, no verdict).")
+    assert said.endswith(f" {matters} (after as many steps, 4 pairs each, 95% intervals, no verdict).")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,8 @@ def test_context_that_is_not_all_run_is_not_judged(study: Study) -> None:
     assert verdicts.context_sentence([spoilt], both).startswith("SOAP (diverged in 1 of 5 runs) does not do better")
     lost = replace(muon, gains={name: -gains for name, gains in muon.gains.items()})
     assert verdicts.context_sentence([lost], both) == (
-        "Muon does not do better than every main arm (4 pairs each, 95% intervals, no verdict). Not all run: SOAP."
+        "Muon does not do better than every main arm (after as many steps, 4 pairs each, 95% intervals, no verdict). "
+        "Not all run: SOAP."
     )
 
 
