@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.core.errors import DataError, UserError
-from experiments.core.files import moved
+from experiments.core.files import data_dir
 from experiments.vqvae import sources
 from experiments.vqvae.store import NAMED, SPLITS, Cut, Division, Store, build
 
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    out = moved("FADAM_DATA", "data") / "images"
+    out = data_dir() / "images"
     p.add_argument("--out", type=Path, default=out, help=f"folder of the stores (default: {out})")
     p.add_argument("--source", choices=SOURCES, default="photographs", help="default: photographs")
     p.add_argument("--folder", type=Path, help="with --source folder: where the images are")

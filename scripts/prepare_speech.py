@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments.asr.prepare import OPTIONS, Settings, prepare
 from experiments.core.errors import UserError
-from experiments.core.files import moved
+from experiments.core.files import data_dir
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
         "and add test-human, recordings of a person from Debian's packages, where they can be fetched.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=moved("FADAM_DATA", "data") / "speech", help="folder to make")
+    parser.add_argument("--out", type=Path, default=data_dir() / "speech", help="folder to make")
     for split, size in default.sizes.items():
         option = OPTIONS[split]
         parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=size, help=f"in {split}")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from rich.progress import track
 
-from experiments.core.files import moved
+from experiments.core.files import runs_dir
 from experiments.core.loggers import run_id, unreachable
 from experiments.core.records import Record, Records, one_line_warnings
 
@@ -80,8 +80,7 @@ def sync(folders: Sequence[Path]) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.push_wandb", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    runs = moved("FADAM_RUNS", "runs")
-    parser.add_argument("--runs", type=Path, default=runs, help=f"root of the run records (default: {runs})")
+    parser.add_argument("--runs", type=Path, default=runs_dir(), help="root of the run records (default: %(default)s)")
     parser.add_argument("--project", default="fadam", help="W&B project (default: fadam)")
     parser.add_argument("--task", help="only this task")
     parser.add_argument("--scale", help="only this scale")

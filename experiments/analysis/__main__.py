@@ -17,7 +17,7 @@ from pathlib import Path
 
 from experiments.core.catalogue import TASKS
 from experiments.core.errors import UserError
-from experiments.core.files import moved, write_whole
+from experiments.core.files import runs_dir, write_whole
 from experiments.core.records import one_line_warnings
 
 MADE = (("results/tables", "*.md"), ("results/figures", "*.png"))
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("compare")
     command.add_argument("task", choices=list(TASKS))
     command.add_argument("--scale", default="cpu", help="default: cpu")
-    command.add_argument("--runs", type=Path, default=moved("FADAM_RUNS", "runs"), help="own records (%(default)s)")
+    command.add_argument("--runs", type=Path, default=runs_dir(), help="the own records (default: %(default)s)")
     command.add_argument("--published", type=Path, default=Path("results/runs"), help="default: results/runs")
     command.add_argument("--seeds", default="201,202,203", help="of the comparison (default: 201,202,203)")
     command.add_argument("--optimizers", default="adamw_clip,fadam", help="default: adamw_clip,fadam")

@@ -11,9 +11,14 @@ from experiments.core.errors import AnalysisError
 END = "<!-- end -->"  # of a part that is made
 
 
-def moved(variable: str, usual: str) -> Path:
-    """The folder that the environment variable `variable` names, as configs/paths does; else `usual`."""
-    return Path(os.environ.get(variable) or usual)
+def data_dir() -> Path:
+    """Where data lie, as configs/paths says."""
+    return Path(os.environ.get("FADAM_DATA") or "data")
+
+
+def runs_dir() -> Path:
+    """Where this machine's records lie, as configs/paths says."""
+    return Path(os.environ.get("FADAM_RUNS") or "runs")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -27,7 +27,7 @@ _trainer_at_work = False
 _parent: int | None = None  # of a sweep's worker
 
 
-def leave(*_: object) -> NoReturn:
+def end_at_once(*_: object) -> NoReturn:
     """For SIGTERM, in a process that has nothing to save."""
     print(INTERRUPTED, file=sys.stderr, flush=True)
     raise SystemExit(TERMINATED)

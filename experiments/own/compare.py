@@ -27,7 +27,7 @@ from experiments.core import catalogue
 from experiments.core.command import MISTAKE, in_a_sentence
 from experiments.core.declared import BASELINE, CHALLENGER, Declared, read
 from experiments.core.errors import ConfigError, UserError
-from experiments.core.files import moved, write_whole
+from experiments.core.files import runs_dir, write_whole
 from experiments.core.plan import Planner, plan_all, wanted
 from experiments.core.protocol import Protocol
 from experiments.core.records import Records, one_line_warnings
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="YAML file of the task")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
-    runs = moved("FADAM_RUNS", "runs") / "own"
+    runs = runs_dir() / "own"
     parser.add_argument("--runs", type=Path, default=runs, help=f"folder of the records (default: {runs})")
     parser.add_argument("--smoke", action="store_true", help="few rates, seeds and steps: no result")
     parser.add_argument("--set", nargs="+", default=[], dest="words", metavar="key=value", help="for every run")

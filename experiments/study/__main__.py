@@ -27,7 +27,7 @@ from pathlib import Path
 
 from experiments.analysis.comparisons import decider
 from experiments.core.errors import UserError
-from experiments.core.files import moved
+from experiments.core.files import runs_dir
 from experiments.core.plan import Planner, plan_all, wanted
 from experiments.core.protocol import names, protocol
 from experiments.core.records import Records, one_line_warnings
@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("studies", nargs="*", help=f"default: all, {', '.join(names())}; choose: experiments")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
-    runs = moved("FADAM_RUNS", "runs")
-    parser.add_argument("--runs", type=Path, default=runs, help=f"root of this machine's records (default: {runs})")
+    parser.add_argument("--runs", type=Path, default=runs_dir(), help="this machine's records (default: %(default)s)")
     parser.add_argument("--published", type=Path, default=Path("results/runs"), help="default: results/runs")
     parser.add_argument(
         "--set", nargs="+", default=[], dest="words", metavar="key=value", help="Hydra overrides for every run"

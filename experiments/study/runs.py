@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.core.plan import Planner, plan_all, wanted
 from experiments.core.protocol import Run
 from experiments.core.records import Records
-from experiments.core.stopping import leave
+from experiments.core.stopping import end_at_once
 from experiments.study.pool import Pool
 from experiments.study.status import counts, time_left
 
@@ -35,7 +35,7 @@ def run_all(
         jobs: runs at a time.
         minutes: after so many, no run is started.
     """
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, end_at_once)
     until = time.monotonic() + 60 * minutes if minutes else None
     tried: Counter[Path] = Counter()
     failures: dict[Path, str] = {}
